@@ -1,0 +1,71 @@
+"""The command line: each command parses, calls one function and shows what it gave back.
+
+Exit codes: 0 done · 1 failed · 2 the user's input · 3 finished with failures, or stopped at a limit · 130 interrupted.
+Nothing heavy is imported until a command needs it, so that help answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from cai import __version__
+from cai.errors import CaiError
+
+_GROUPS = {
+    "start": ("init", "doctor", "model"),
+    "run": ("plan", "run", "status", "pairs", "train", "report", "serve"),
+    "edit": ("constitution",),
+}
+_EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        return int(arguments.handle(arguments) or 0)
+    except CaiError as error:
+        from cai.cli.terminal import clean
+
+        print(f"cai: {clean(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("cai: interrupted", file=sys.stderr)
+        return _EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has left; there is nobody to tell
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cai",
+        description="Constitutional AI from one YAML file: generate, judge, audit, train.",
+        epilog="Start with: cai init my-project && cd my-project && cai run config.yaml",
+    )
+    parser.add_argument("--version", action="version", version=f"cai {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for names in _GROUPS.values():
+        for name in names:
+            importlib.import_module(f"cai.cli.{name}").add(commands)
+    return parser
+
+
+def add_command(commands: object, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+    """Return a new command's parser, with an example under its help."""
+    return commands.add_parser(  # type: ignore[attr-defined,no-any-return]
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Give a command `--json`."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -1,0 +1,44 @@
+"""`cai init`: a folder to start from."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from cai.cli import add_command
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(commands, "init", "make a folder with a constitution, prompts and a config", "cai init my-project")
+    parser.add_argument("folder", help="the folder to make")
+    parser.set_defaults(handle=handle)
+
+
+def handle(arguments: argparse.Namespace) -> int:
+    """Copy the quickstart's files where nothing stands yet."""
+    import shutil
+    from pathlib import Path
+
+    from cai import shipped
+    from cai.cli.terminal import say
+    from cai.errors import UserError
+
+    folder = Path(arguments.folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: is not empty; give a new folder")
+    root = shipped.root()
+    copies = {
+        "configs/quickstart.yaml": "config.yaml",
+        "configs/scripted.yaml": "scripted.yaml",
+        "constitutions/quickstart.yaml": "constitutions/quickstart.yaml",
+        "prompts/sets/everyday.jsonl": "prompts/sets/everyday.jsonl",
+        "prompts/sets/tempting.jsonl": "prompts/sets/tempting.jsonl",
+    }
+    for source, target in copies.items():
+        (folder / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / source, folder / target)
+        say(f"made {folder / target}")
+    say(f"\nnext: cd {folder} && cai plan config.yaml && cai run config.yaml")
+    say("without a model, in seconds: cai run scripted.yaml")
+    return 0

@@ -1,0 +1,99 @@
+"""`cai run`: a whole run, resumable by the same command."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shlex
+import signal
+import sys
+from typing import Any
+
+from cai.cli import add_command, add_json
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands, "run", "run a config: generate, judge, train, evaluate, report",
+        "cai run configs/quickstart.yaml run.dir=runs/mine run.seed=1",
+    )
+    parser.add_argument("config", help="the run's YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="override a key of the config")
+    parser.add_argument("--accept-changes", action="store_true", help="go on in a folder whose inputs have changed")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add_json(parser)
+    parser.set_defaults(handle=handle)
+
+
+def handle(arguments: argparse.Namespace) -> int:
+    """Run and show what came of it."""
+    from cai.cli.load import load_config
+    from cai.cli.terminal import Progress
+    from cai.pipeline.conduct import Conductor
+    from cai.pipeline.meter import Meter
+    from cai.report import write_report
+
+    config, near = load_config(arguments.config, arguments.overrides)
+    meter = Meter()
+    conductor = Conductor(config, near=near, meter=meter, accept_changes=arguments.accept_changes)
+    with Progress(meter, quiet=arguments.quiet):
+        try:
+            result = asyncio.run(_interruptible(conductor.run()))
+        except asyncio.CancelledError:
+            print(f"cai: interrupted; to go on: {_command(arguments)}", file=sys.stderr)
+            return 130
+        with meter.stage("report", 1):
+            report = write_report(config.run.dir)
+    _show(arguments, result, meter, str(report))
+    return int(result.exit_code)
+
+
+async def _interruptible(work: Any) -> Any:
+    """Run `work`; the first Ctrl+C (or SIGTERM) cancels it so that it flushes and stops, the second leaves at once."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if task.cancelling():
+            os._exit(130)
+        print("\ncai: stopping; press Ctrl+C again to leave at once", file=sys.stderr)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    return await task
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    return shlex.join(["cai", "run", arguments.config, *arguments.overrides])
+
+
+def _show(arguments: argparse.Namespace, result: Any, meter: Any, report: str) -> None:
+    from cai.cli.terminal import say, say_json, table
+
+    if arguments.json:
+        say_json(result.as_dict() | {"report": report, "notes": meter.notes})
+        return
+    counts = result.accounting
+    say()
+    say(table([[k, v] for k, v in result.prompts.items()], head=("prompts", "")))
+    say()
+    say(table([[k, v] for k, v in counts.items() if not isinstance(v, dict)], head=("comparisons", "")))
+    for reason, n in counts["filtered_by"].items():
+        say(f"    filtered: {reason} {n}")
+    say()
+    say(f"calls: {result.calls['made']} made, {result.calls['reused']} reused")
+    for note in meter.notes:
+        say(f"note: {note}")
+    for line in _headline(result.run):
+        say(line)
+    say(f"run:    {result.run}")
+    say(f"report: {report}")
+
+
+def _headline(run: str) -> list[str]:
+    from cai.report import headline
+
+    return headline(run)

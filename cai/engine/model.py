@@ -1,0 +1,163 @@
+"""The one seam to models: what can be asked, what comes back, and the request key that names a call.
+
+A request key is known before the call and holds everything that decides the answer: the model and its revision, the
+rendered messages, the offered options, the sampling, the seed and the sample index. The same key is never asked
+twice; a batch is only transport and is not part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cai import canon
+from cai.templates import Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    min_p: float = 0.0
+    top_p: float = 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings by name."""
+        return {
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "min_p": self.min_p,
+            "top_p": self.top_p,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """A request for text: the conversation so far, and how to draw what follows."""
+
+    turns: tuple[Turn, ...]
+    sampling: Sampling
+    seed: int
+    sample_index: int = 0
+
+    def describe(self, model: str) -> dict[str, Any]:
+        """Return what the store keeps of the request; its content id is the request key."""
+        return {
+            "kind": "generate",
+            "model": model,
+            "messages": _refs(self.turns),
+            "sampling": self.sampling.as_dict(),
+            "seed": self.seed,
+            "sample": self.sample_index,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreGroup:
+    """Requests for the probability of offered letters that share their beginning.
+
+    `head` is the shared turns, each of `tails` the turns that follow it in one request; a tail ends in an open
+    assistant turn that the letter continues. Every tail is a request, and a decision, of its own.
+    """
+
+    head: tuple[Turn, ...]
+    tails: tuple[tuple[Turn, ...], ...]
+    options: tuple[str, ...]
+
+    def describe(self, model: str, tail: int) -> dict[str, Any]:
+        """Return what the store keeps of one tail's request."""
+        return {
+            "kind": "score",
+            "model": model,
+            "messages": _refs(self.head + self.tails[tail]),
+            "options": self.options,
+        }
+
+    def part(self, tails: Sequence[int]) -> ScoreGroup:
+        """Return the group with only the tails at these places."""
+        return ScoreGroup(self.head, tuple(self.tails[i] for i in tails), self.options)
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """A request for the log-likelihood of an answer that is already written."""
+
+    turns: tuple[Turn, ...]
+    answer: str
+
+    def describe(self, model: str) -> dict[str, Any]:
+        """Return what the store keeps of the request."""
+        messages = _refs((*self.turns, Turn("assistant", self.answer)))
+        return {"kind": "likelihood", "model": model, "messages": messages}
+
+
+@dataclass(slots=True)
+class Reply:
+    """What a model answered, as it is kept. Exactly one of `text`, `logprobs`, `logp` and `error` is set."""
+
+    text: str | None = None
+    """Generated text."""
+    finish_reason: str | None = None
+    """Why generation stopped: `stop` or `length`."""
+    logprobs: dict[str, float] | None = None
+    """Log-probability (nats) of each offered option; -inf is kept as -1e9."""
+    outside: float | None = None
+    """Probability outside the offered options; None where the road cannot tell."""
+    logp: float | None = None
+    """Summed log-likelihood (nats) of the answer's tokens."""
+    error: str | None = None
+    """Why the reply cannot be used (an invalid judgment), with the raw text in `raw`."""
+    raw: Any = None
+    """What the server sent, where it could not be read or says more than the fields above."""
+    n_prompt: int = 0
+    """Prompt tokens."""
+    n_completion: int = 0
+    """Completion tokens."""
+    n_cached: int | None = None
+    """Prompt tokens the server found in its prefix cache; None where it does not say."""
+    road: str = ""
+    """Which endpoint answered."""
+    server: str = ""
+    """Which server answered (its base URL, or `in-process`)."""
+    attempts: int = 1
+    """How often the request was sent."""
+    duration_s: float = 0.0
+    """From the first sending to the answer."""
+    reused: bool = field(default=False, compare=False)
+    """Whether the answer came from a store and not from a model; never kept."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what the store keeps: the fields that are set."""
+        kept = {name: getattr(self, name) for name in self.__slots__ if name != "reused"}
+        return {name: value for name, value in kept.items() if value is not None}
+
+
+class Model(Protocol):
+    """A model that can be asked. Raises RejectedError for one bad request, EngineError when nothing can be asked."""
+
+    identity: str
+    """Name and revision: part of every request key."""
+
+    async def generate(self, request: Generate) -> Reply:
+        """Return one continuation."""
+        ...
+
+    async def score(self, group: ScoreGroup) -> list[Reply]:
+        """Return one reply per tail, in order."""
+        ...
+
+    async def likelihood(self, request: Likelihood) -> Reply:
+        """Return the log-likelihood of an answer; a reply with `error` where the server cannot tell."""
+        ...
+
+
+def request_key(description: dict[str, Any]) -> str:
+    """Return the key of a described request."""
+    return canon.content_id("call", description)
+
+
+def _refs(turns: Sequence[Turn]) -> list[list[str]]:
+    return [[turn.role, turn.text_id] for turn in turns]

@@ -1,0 +1,1 @@
+"""How prompts are spread over work in flight."""

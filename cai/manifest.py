@@ -1,0 +1,201 @@
+"""The run's folder: who owns it, what it was made from, and how far it has come.
+
+`manifest.json` is written whole and atomically; its `done` mark comes last. The folder's lock is held by the system
+for the owner's life, so a killed run leaves no stale lock behind.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from cai import __version__, canon
+from cai.errors import StoreError, UserError
+
+SCHEMA = 1
+FREE_FIELDS = ("budget", "engine", "run.max_failure_rate", "run.reuse", "run.dir", "evaluate.examples")
+"""What may differ when a run is resumed, since it changes no answer."""
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` so that a reader finds the old file or the new one, never a part."""
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        handle, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(fresh, 0o644)
+            os.replace(fresh, path)
+        except BaseException:
+            Path(fresh).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise StoreError(f"{path}: cannot write {len(data):,} bytes ({error.strerror}); free space or mend "
+                         "permissions, then run the same command again") from error
+
+
+class RunLock:
+    """Ownership of a run folder. A second owner is refused with the first one's pid, host and start."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "run.lock"
+        self._file: TextIO | None = None
+
+    def acquire(self) -> None:
+        """Take the folder, or raise UserError naming who has it."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115 - held until release
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read().strip() or "an unknown process"
+            file.close()
+            raise UserError(f"{self._path.parent}: already run by {owner}; wait for it, stop it, or set run.dir=…"
+                            ) from None
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {socket.gethostname()} since {now()}")
+        file.flush()
+        self._file = file
+
+    def release(self) -> None:
+        """Give the folder back."""
+        if self._file:
+            self._file.close()
+            self._file = None
+
+
+class Manifest:
+    """`manifest.json` as a tree that is saved after every change."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "manifest.json"
+        self.tree: dict[str, Any] = self._read() or {
+            "schema": SCHEMA,
+            "cai_version": __version__,
+            "created": now(),
+            "policies": [],
+            "phases": {},
+            "sessions": [],
+            "changes": [],
+            "done": None,
+        }
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self.path.exists():
+            return None
+        try:
+            tree = json.loads(self.path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise StoreError(f"{self.path}: not readable ({error}); restore it from a copy") from error
+        if tree.get("schema") != SCHEMA:
+            raise StoreError(f"{self.path}: found schema {tree.get('schema')}, expected {SCHEMA}; open it with the "
+                             "version of cai that wrote it")
+        return tree
+
+    def save(self, **changes: Any) -> None:
+        """Set top-level entries and write the file."""
+        self.tree |= changes
+        write_atomically(self.path, json.dumps(self.tree, indent=1, ensure_ascii=False) + "\n")
+
+    def __getitem__(self, name: str) -> Any:
+        return self.tree.get(name)
+
+    def spent(self) -> dict[str, float]:
+        """Return what all sessions so far have used: calls, tokens, hours."""
+        sessions = self.tree["sessions"]
+        return {
+            "calls": sum(s.get("made", 0) for s in sessions),
+            "tokens": sum(s.get("prompt_tokens", 0) + s.get("completion_tokens", 0) for s in sessions),
+            "hours": sum(s.get("seconds", 0) for s in sessions) / 3600,
+        }
+
+
+def settle_config(folder: Path, resolved: dict[str, Any], *, accept_changes: bool) -> list[str]:
+    """Keep the resolved config in the folder and return the fields that changed since it was last kept.
+
+    Changes that could change an answer are refused unless accepted, naming each field and the ways out.
+    """
+    path = folder / "config.yaml"
+    import yaml
+
+    changed: list[str] = []
+    if path.exists():
+        before = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+        after = _flat(json.loads(json.dumps(resolved)))
+        fields = sorted(before.keys() | after.keys())
+        changed = [f for f in fields if before.get(f) != after.get(f) and not f.startswith(FREE_FIELDS)]
+        if changed and not accept_changes:
+            told = "\n".join(f"  {f}: {before.get(f)!r} -> {after.get(f)!r}" for f in changed)
+            raise UserError(
+                f"{folder}: this folder holds a run with another config:\n{told}\n"
+                "either run into another folder (run.dir=…; answers that did not change are reused from this one), "
+                "or go on here with --accept-changes, or undo the changes"
+            )
+    text = yaml.safe_dump(json.loads(json.dumps(resolved)), sort_keys=False, allow_unicode=True)
+    write_atomically(path, f"# The resolved configuration of this run.\n{text}")
+    return changed
+
+
+def keep_text(folder: Path, name: str, text: str, *, accept_changes: bool) -> bool:
+    """Keep a copy of an edited file in the folder; return whether it changed. A change is refused unless accepted."""
+    path = folder / name
+    if path.exists() and (before := path.read_text(encoding="utf-8")) != text:
+        if not accept_changes:
+            raise UserError(
+                f"{folder}: '{name}' has changed since this run began:\n{_diff(before, text)}\n"
+                "either run into another folder (run.dir=…; answers that did not change are reused from this one), "
+                "or go on here with --accept-changes, or undo the edit"
+            )
+        write_atomically(path, text)
+        return True
+    if not path.exists():
+        write_atomically(path, text)
+    return False
+
+
+def _diff(before: str, after: str) -> str:
+    import difflib
+
+    lines = list(difflib.unified_diff(before.splitlines(), after.splitlines(), "then", "now", lineterm="", n=1))
+    return "\n".join(f"  {line}" for line in lines[:40])
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and tree:
+        return {k: v for name, value in tree.items() for k, v in _flat(value, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): tree}
+
+
+def id_of(tree: dict[str, Any]) -> str:
+    """Return the content id of a config tree without the fields that change no answer."""
+    kept = {field: value for field, value in _flat(tree).items() if not field.startswith(FREE_FIELDS)}
+    return canon.content_id("config", json.loads(json.dumps(kept)))
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Clock:
+    """Seconds since it was made, on a clock that never jumps."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Elapsed seconds."""
+        return time.monotonic() - self._start

@@ -1,0 +1,1 @@
+"""Models on disk: the embedded default, and adapters merged into full checkpoints."""

@@ -1,0 +1,352 @@
+"""One run from its config to its report, resumable at any point.
+
+For each phase: walk the prompts with the present policy, settle, train the next policy. Then the first and the last
+policy answer the held-out prompts. Whatever was done before is found again by its request key or its done mark, so
+running the same command again goes on where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cai import canon, constitution, pairs, shipped
+from cai.config import Phase, RunConfig
+from cai.errors import RejectedError, Stopped
+from cai.executors.local import for_each
+from cai.manifest import Clock, Manifest, RunLock, id_of, keep_text, now, settle_config
+from cai.pipeline import evaluation, training
+from cai.pipeline.ingest import ingest
+from cai.pipeline.meter import Meter, Stage
+from cai.pipeline.serving import Fleet, Lazy, identity_of
+from cai.records import Prompt
+from cai.stages.admit import Accounting, total
+from cai.stages.judge import Bench
+from cai.stages.walk import Walk, Walked
+from cai.store import ledger
+from cai.store.calls import Recorded, Siblings
+from cai.store.store import Store
+from cai.templates import Fence, Templates
+from cai.trail import RunView
+
+
+@dataclass
+class Result:
+    """What a finished run tells its door."""
+
+    run: str
+    accounting: dict[str, Any]
+    calls: dict[str, int]
+    prompts: dict[str, int]
+    failed_prompts: int = 0
+    stale: list[str] = field(default_factory=list)
+    """Checkpoints trained on rows that a later decision has changed."""
+    timings: list[dict[str, Any]] = field(default_factory=list)
+    exit_code: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON can say it."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class PhaseTurn:
+    """One phase of one round."""
+
+    phase: Phase
+    name: str
+
+
+class Conductor:
+    """Owns one run folder for as long as it works on it."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        near: Path | None,
+        meter: Meter,
+        accept_changes: bool = False,
+        from_folder: bool = False,
+    ) -> None:
+        """With `from_folder` the run goes on from its own copies of constitution, templates and prompts."""
+        self.config, self.meter, self.near = config, meter, near
+        self._from_folder = from_folder
+        self.folder = Path(config.run.dir)
+        self._accept = accept_changes
+        self._clock = Clock()
+        self._lock = RunLock(self.folder)
+
+    async def run(self) -> Result:
+        """Do the whole run. Raises what stops it; everything acknowledged by then is kept."""
+        self._lock.acquire()
+        try:
+            self._prepare()
+            if result := self._finished():
+                return result
+            return await self._work()
+        finally:
+            self._lock.release()
+
+    # -- before anything is asked ------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        config, folder = self.config, self.folder
+        if self._from_folder:
+            text_path, templates = folder / "constitution.yaml", Templates(folder / "prompts")
+        else:
+            text_path = shipped.find(config.constitution, near=self.near)
+            templates = Templates(shipped.find(config.templates or "prompts", near=self.near))
+        constitution.load(text_path)  # every problem is told before the folder is touched
+        self.manifest = Manifest(folder)
+        changed = settle_config(folder, config.model_dump(mode="json"), accept_changes=self._accept)
+        texts = {"constitution.yaml": text_path.read_text(encoding="utf-8")}
+        texts |= {f"prompts/{name}.jinja": t.source for name, t in templates.by_name.items()}
+        edited = [n for n, text in texts.items() if keep_text(folder, n, text, accept_changes=self._accept)]
+        self.constitution = constitution.load(folder / "constitution.yaml")
+        self.templates = Templates(folder / "prompts")
+        policy, judge = config.models.policy, config.models.judge or config.models.policy
+        changes = self.manifest["changes"]
+        if changed or edited:
+            changes = [*changes, {"time": now(), "config": changed, "files": edited}]
+        self.manifest.save(
+            name=folder.name,
+            config_id=id_of(config.model_dump(mode="json")),
+            constitution={"path": config.constitution, "id": self.constitution.id, "name": self.constitution.name},
+            templates=self.templates.ids,
+            models={"policy": identity_of(policy, config.engine), "judge": identity_of(judge, config.engine)},
+            changes=changes,
+        )
+
+    def _inputs(self) -> dict[str, Any]:
+        return {key: self.manifest[key] for key in ("config_id", "constitution", "templates", "models")}
+
+    def _finished(self) -> Result | None:
+        """Return the result of a run that is done and has no new decisions, without opening anything heavy."""
+        done = self.manifest["done"]
+        if not done or done["inputs"] != self._inputs():
+            return None
+        with_store = RunView(self.folder)
+        head = ledger.head(with_store.connection)
+        if [head.count, head.hash] != done["head"]:
+            return None
+        self.meter.note("nothing to do: this run is finished and nothing it was made from has changed")
+        kept = done["result"]
+        return Result(**(kept | {"calls": {"made": 0, "reused": 0}, "timings": []}))
+
+    # -- the work ----------------------------------------------------------------------------------------------------
+
+    async def _work(self) -> Result:
+        self.store = Store(self.folder / "store.sqlite")
+        self.siblings = Siblings(self.folder) if self.config.run.reuse else None
+        self.fleet = Fleet(self.config, self.folder, self.meter)
+        try:
+            if not self._from_folder:
+                ingest(self.config, self.near, self.store, self.manifest)
+            result = await self._phases()
+            self._mark_done(result)
+            return result
+        finally:
+            await self.fleet.release_all()
+            self._end_session()
+            if self.siblings:
+                self.siblings.close()
+            self.store.close()
+
+    async def _phases(self) -> Result:
+        judge = self._recorded(self.fleet.model(self.config.models.judge or self.config.models.policy, "judge"))
+        policy: Lazy = self.fleet.model(self.config.models.policy, "policy")
+        policies = [{"name": "base", "checkpoint": self.config.models.policy.checkpoint, "identity": policy.identity}]
+        first, base_path, n_failed, stale = policy, self.config.models.policy.checkpoint, 0, []
+        # The first policy answers the held-out prompts while its server is up anyway.
+        await evaluation.answer(self, self._recorded(first), "before")
+        for turn in self.turns():
+            n_failed += await self._walk(turn, self._recorded(policy), judge)
+            if turn.phase.train == "none":
+                continue
+            checkpoint = await self._train(turn, str(base_path), stale)
+            if policy.identity not in (first.identity, judge.identity):
+                await self.fleet.release(policy.identity)
+            base_path = checkpoint
+            policy = self.fleet.checkpoint(checkpoint, turn.name)
+            policies.append({"name": turn.name, "checkpoint": str(checkpoint), "identity": policy.identity})
+            self.manifest.save(policies=policies)
+        if policy is not first:
+            await evaluation.answer(self, self._recorded(policy), "after")
+            await evaluation.compare(self, self._recorded(first), self._recorded(policy), judge)
+        return self._result(n_failed, stale)
+
+    def turns(self) -> Iterator[PhaseTurn]:
+        """Yield the phases of every round in order, with the names their records carry."""
+        for round_ in range(1, self.config.rounds + 1):
+            for phase in self.config.phases:
+                yield PhaseTurn(phase, phase.name if self.config.rounds == 1 else f"{phase.name}-{round_}")
+
+    def bench(self, judge: Recorded) -> Bench:
+        """Return what the judge needs."""
+        few_shot = ""
+        if self.config.judge.few_shot:
+            few_shot = shipped.find(self.config.judge.few_shot, near=self.near).read_text(encoding="utf-8").strip()
+        return Bench(
+            principles=self.constitution.principles,
+            templates=self.templates,
+            settings=self.config.judge,
+            fence=Fence.beside(self.folder),
+            judge_identity=judge.identity,
+            seed=self.config.run.seed,
+            few_shot=few_shot,
+        )
+
+    def _recorded(self, model: Lazy) -> Recorded:
+        return Recorded(
+            model, self.store, self.meter.tally, siblings=self.siblings, before_call=self._check_budget
+        )
+
+    async def _walk(self, turn: PhaseTurn, policy: Recorded, judge: Recorded) -> int:
+        """Walk every prompt that has not been walked with these inputs; return how many have failed."""
+        walk = Walk(turn.phase, turn.name, self.config, policy, judge, self.bench(judge))
+        for principle in walk.bench.principles:
+            self.store.put_record(walk.bench.question(principle))
+        self.manifest["phases"].setdefault(turn.name, {"state": "walking"})
+        self.manifest.save()
+        await self.walk_all(turn.name, walk, walk.inputs_id, side="train")
+        states = self.store.walk_states(turn.name)
+        return sum(state == "failed" for inputs, state in states.values() if inputs == walk.inputs_id)
+
+    async def walk_all(self, name: str, walk: Any, inputs_id: str, *, side: str) -> None:
+        """Walk the prompts of a side through `walk`, skipping those that are done, and keep what comes of it."""
+        states = self.store.walk_states(name)
+        n_prompts = int(self.manifest["prompts"][side])
+        with self.meter.stage(f"walk {name}", n_prompts) as stage:
+
+            async def one(prompt: Prompt) -> None:
+                before = states.get(prompt.id)
+                if before != (inputs_id, "done"):
+                    if before is not None and before[0] != inputs_id:
+                        self.store.supersede(name, prompt.id)
+                    await self._one(prompt, name, walk, inputs_id, stage)
+                stage.done += 1
+
+            await for_each(self.store.prompts(side), one, in_flight=self.config.engine.prompts_in_flight)
+
+    async def _one(self, prompt: Prompt, name: str, walk: Any, inputs_id: str, stage: Stage) -> None:
+        try:
+            walked: Walked = await walk(prompt)
+        except RejectedError as error:
+            stage.failed += 1
+            self.store.put_walk(name, prompt.id, inputs_id, "failed", str(error))
+            self._check_failures(stage, str(error))
+        else:
+            for record in walked.written:
+                self.store.put_record(record, prompt_id=prompt.id, phase=name)
+            self.store.put_decisions(walked.judgments)
+            self.store.put_walk(name, prompt.id, inputs_id, "done")
+        await self.store.committed()
+
+    def _check_failures(self, stage: Stage, last: str) -> None:
+        most = max(20, self.config.run.max_failure_rate * stage.total)
+        if stage.failed > most:
+            raise Stopped(
+                f"{stage.failed} of {stage.total} prompts failed in '{stage.name}', more than run.max_failure_rate "
+                f"allows; the last one: {last}"
+            )
+
+    async def _train(self, turn: PhaseTurn, base: str, stale: list[str]) -> Path:
+        """Return the full checkpoint that this phase trains, training it unless that is done."""
+        folder, method = self.folder, turn.phase.train
+        out = training.checkpoint_dir(folder, turn.name)
+        rows = out.parent / f"{turn.name}.rows.jsonl"
+        n_rows = training.rows_for(RunView(folder), turn.name, method, rows)
+        done = training.finished(out)
+        if done is None:
+            await self._make_room()
+            done = await training.train(self.config, folder, turn.name, method, rows, base, self.meter, n_rows)
+        elif done["rows_id"] != canon.id_of_bytes(rows.read_bytes()):
+            stale.append(str(out))
+            self.meter.note(f"{out} is stale: its rows have changed since; remove it and run again to train anew")
+        self.manifest["phases"][turn.name] |= {"state": "trained", "train": done}
+        self.manifest.save()
+        return training.merged(out, base)
+
+    async def _make_room(self) -> None:
+        """Stop our servers where they share the one GPU with the trainer."""
+        from cai.engine.server import shares_gpu_with_training
+
+        if shares_gpu_with_training(self.config.train.device):
+            await self.fleet.release_all()
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _result(self, n_failed: int, stale: list[str]) -> Result:
+        run = RunView(self.folder)
+        with self.meter.stage("settle and export", 1):
+            parts: dict[str, Accounting] = {}
+            for turn in self.turns():
+                parts[turn.name] = run.accounting(turn.name)
+                self.manifest["phases"][turn.name] |= {"accounting": parts[turn.name].as_dict()}
+            pairs.export(run, self.folder / "pairs.jsonl")
+        whole = total(list(parts.values()))
+        failed = n_failed + whole.states["failed"]
+        return Result(
+            run=str(self.folder),
+            accounting=whole.as_dict(),
+            calls={"made": self.meter.tally.made, "reused": self.meter.tally.reused},
+            prompts=self.manifest["prompts"],
+            failed_prompts=n_failed,
+            stale=stale,
+            timings=self.meter.timings(),
+            exit_code=3 if failed else 0,
+        )
+
+    def _mark_done(self, result: Result) -> None:
+        self.store.flush()
+        head = ledger.head(self.store.connection)
+        tables = ("texts", "calls", "records", "prompts", "walks", "ledger")
+        counts = {t: _count(self.store.connection, t) for t in tables}
+        done = {
+            "time": now(),
+            "inputs": self._inputs(),
+            "head": [head.count, head.hash],
+            "rows": counts,
+            "result": result.as_dict(),
+        }
+        self.manifest.save(done=done)
+
+    def _end_session(self) -> None:
+        tally = self.meter.tally
+        self.manifest["sessions"].append(
+            {
+                "ended": now(),
+                "seconds": round(self._clock.seconds, 1),
+                "made": tally.made,
+                "reused": tally.reused,
+                "prompt_tokens": tally.prompt_tokens,
+                "completion_tokens": tally.completion_tokens,
+                "by_kind": tally.by_kind,
+                "timings": self.meter.timings(),
+            }
+        )
+        self.manifest.save()
+
+    def _check_budget(self) -> None:
+        """Raise Stopped where the next call would go over the budget."""
+        budget, spent, tally = self.config.budget, self.manifest.spent(), self.meter.tally
+        used = {
+            "calls": spent["calls"] + tally.made,
+            "tokens": spent["tokens"] + tally.prompt_tokens + tally.completion_tokens,
+            "hours": spent["hours"] + self._clock.seconds / 3600,
+        }
+        for name, limit in budget.model_dump().items():
+            if limit is not None and used[name] >= limit:
+                raise Stopped(
+                    f"the budget of {limit:g} {name} is spent; raise it (budget.{name}=…) and run the same command "
+                    "again: everything answered so far is kept"
+                )
+
+
+def _count(connection: sqlite3.Connection, table: str) -> int:
+    return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])

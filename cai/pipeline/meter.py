@@ -1,0 +1,69 @@
+"""What a run tells its door while it works: which stage, how far, how fast, what failed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from cai.store.calls import Tally
+
+
+@dataclass
+class Stage:
+    """One stretch of work with a known size."""
+
+    name: str
+    total: int
+    done: int = 0
+    failed: int = 0
+    note: str = ""
+    """What else is worth a word, such as the loss."""
+    started: float = field(default_factory=time.monotonic)
+    ended: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken."""
+        return (self.ended or time.monotonic()) - self.started
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until its end at the present rate; None before the first item."""
+        return self.seconds / self.done * (self.total - self.done) if self.done else None
+
+
+@dataclass
+class Meter:
+    """The run's stages so far and its tally. The door reads it; the run writes it."""
+
+    tally: Tally = field(default_factory=Tally)
+    stages: list[Stage] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Sentences for the user that are no progress: warnings, what was reused, what is stale."""
+
+    @property
+    def current(self) -> Stage | None:
+        """The stage at work, if any."""
+        return self.stages[-1] if self.stages and self.stages[-1].ended is None else None
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Stage]:
+        """Measure one stage."""
+        stage = Stage(name, total)
+        self.stages.append(stage)
+        try:
+            yield stage
+        finally:
+            stage.ended = time.monotonic()
+
+    def note(self, sentence: str) -> None:
+        """Tell the user something, once."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+    def timings(self) -> list[dict[str, Any]]:
+        """Return the seconds of every stage."""
+        return [{"stage": s.name, "seconds": round(s.seconds, 1)} for s in self.stages]

@@ -1,0 +1,62 @@
+"""Training anew what decisions made since have changed."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cai.errors import UserError
+from cai.manifest import Manifest
+from cai.pairs import phase_rows, stale_checkpoints
+from cai.pipeline.conduct import Conductor, Result
+from cai.pipeline.meter import Meter
+from cai.trail import RunView
+
+
+@dataclass
+class Retrained(Result):
+    """A run's result, and the phases that were trained anew."""
+
+    retrained: list[str] = field(default_factory=list)
+
+
+def retrain(folder: str, phase: str | None) -> Retrained:
+    """Set aside the stale checkpoints (or the one of `phase`), and go on with the run, which trains them anew.
+
+    A checkpoint set aside is kept beside the new one, named by the rows it was trained on.
+    """
+    run = RunView(folder)
+    chosen = [phase] if phase else [Path(path).name for path in stale_checkpoints(run)]
+    for name in chosen:
+        _set_aside(run, name)
+    conductor = Conductor(run.config, near=run.folder, meter=Meter(), from_folder=True)
+    result = asyncio.run(conductor.run())
+    return Retrained(**result.as_dict(), retrained=chosen)
+
+
+def _set_aside(run: RunView, phase: str) -> None:
+    entry = run.manifest["phases"].get(phase)
+    if entry is None or "train" not in entry:
+        raise UserError(f"{run.folder}: phase '{phase}' has no checkpoint; this run has {run.phases}")
+    checkpoint = run.folder / "checkpoints" / phase
+    kept = checkpoint.with_name(f"{phase}.{entry['train']['rows_id'][3:15]}")
+    if kept.exists():
+        shutil.rmtree(kept)
+    Manifest(run.folder).save(done=None)
+    checkpoint.rename(kept)
+
+
+def show(folder: str, phase: str | None, n: int) -> list[str]:
+    """Return `n` rows of a phase as the model reads them, the trained tokens between marks."""
+    from cai.train.data import show_row
+
+    run = RunView(folder)
+    trained = [p for p, entry in run.manifest["phases"].items() if "train" in entry]
+    name = phase or (trained[-1] if trained else "")
+    if name not in trained:
+        raise UserError(f"{folder}: phase '{phase}' trains nothing; phases with a checkpoint: {trained}")
+    entry = run.manifest["phases"][name]["train"]
+    rows = phase_rows(run, name, entry["method"])[:n]
+    return [show_row(row, entry["method"], entry["base"]) for row in rows]

@@ -1,0 +1,156 @@
+"""The models of a run: which server answers for which checkpoint, started when first asked and stopped at the end.
+
+A model is known by its identity before anything is served, so a run whose answers are all kept starts no server.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cai.config import EngineSection, ModelSection, RunConfig
+from cai.engine import server as servers
+from cai.engine.client import Client, served_name
+from cai.engine.identity import model_identity
+from cai.engine.model import Generate, Likelihood, Model, Reply, ScoreGroup
+from cai.engine.transport import Endpoint
+from cai.errors import UserError
+from cai.model.fetch import resolve
+from cai.pipeline.meter import Meter
+
+
+class Lazy:
+    """A model that comes into being when it is first asked."""
+
+    def __init__(self, identity: str, fleet: Fleet, section: ModelSection, name: str) -> None:
+        self.identity = identity
+        self._fleet, self._section, self._name = fleet, section, name
+
+    async def _ready(self) -> Model:
+        return await self._fleet.ready(self.identity, self._section, self._name)
+
+    async def generate(self, request: Generate) -> Reply:
+        """As Model."""
+        return await (await self._ready()).generate(request)
+
+    async def score(self, group: ScoreGroup) -> list[Reply]:
+        """As Model."""
+        return await (await self._ready()).score(group)
+
+    async def likelihood(self, request: Likelihood) -> Reply:
+        """As Model."""
+        return await (await self._ready()).likelihood(request)
+
+
+class Fleet:
+    """Every server this run has started or been told of."""
+
+    def __init__(self, config: RunConfig, folder: Path, meter: Meter) -> None:
+        self._engine = config.engine
+        self._folder = folder
+        self._meter = meter
+        self._models: dict[str, Model] = {}
+        self._servers: dict[str, servers.Server] = {}
+        self._endpoints: dict[str, list[Endpoint]] = {}
+        import asyncio
+
+        self._starting = asyncio.Lock()
+
+    def model(self, section: ModelSection, name: str) -> Lazy:
+        """Return the model a config section names."""
+        return Lazy(identity_of(section, self._engine), self, section, name)
+
+    def checkpoint(self, path: Path, name: str) -> Lazy:
+        """Return the model of a checkpoint this run has trained."""
+        return self.model(ModelSection(checkpoint=str(path)), name)
+
+    async def ready(self, identity: str, section: ModelSection, name: str) -> Model:
+        """Return the model with this identity, serving it first if nobody does yet."""
+        async with self._starting:
+            if identity not in self._models:
+                self._models[identity] = await self._serve(identity, section, name)
+            return self._models[identity]
+
+    async def release(self, identity: str) -> None:
+        """Stop serving a model, if this run serves it; servers of others stay up."""
+        async with self._starting:
+            self._models.pop(identity, None)
+            for endpoint in self._endpoints.pop(identity, []):
+                await endpoint.close()
+            if server := self._servers.pop(identity, None):
+                await server.stop()
+
+    async def release_all(self) -> None:
+        """Stop everything this run serves."""
+        for identity in list(self._models):
+            await self.release(identity)
+
+    async def _serve(self, identity: str, section: ModelSection, name: str) -> Model:
+        if section.base_url:
+            return await self._connect(identity, section)
+        if self._engine.kind == "transformers":
+            from cai.engine.local import LocalModel
+
+            with self._meter.stage(f"load {name}", 1):
+                return LocalModel.load(resolve(str(section.checkpoint)), self._engine, identity=identity)
+        with self._meter.stage(f"start server for {name}", 1):
+            server = await servers.start(
+                resolve(str(section.checkpoint)), self._engine, run_dir=self._folder, name=name, identity=identity
+            )
+        self._servers[identity] = server
+        endpoint = Endpoint(server.url, self._engine, revive=server.revive)
+        await endpoint.open()
+        self._endpoints[identity] = [endpoint]
+        tokens = load_tokens(section, self._engine)
+        return Client([endpoint], self._engine, identity=identity, name=server.model_name, tokenizer=tokens)
+
+    async def _connect(self, identity: str, section: ModelSection) -> Model:
+        key = _api_key(section)
+        endpoints = [Endpoint(url, self._engine, api_key=key) for url in section.base_url]
+        for endpoint in endpoints:
+            await endpoint.open()
+        self._endpoints[identity] = endpoints
+        name, length = await served_name(endpoints[0])
+        tokens = load_tokens(section, self._engine, length=length)
+        return Client(
+            endpoints, self._engine, identity=identity, name=section.served_name or name, tokenizer=tokens
+        )
+
+
+def identity_of(section: ModelSection, engine: EngineSection) -> str:
+    """Return the identity of the model a section names, without serving it."""
+    if engine.kind == "scripted" and not section.base_url:
+        return "scripted:" + " ".join(engine.args)
+    if section.checkpoint is None:
+        return f"{section.served_name or 'served'}@{section.revision or 'unknown'} at {_hosts(section.base_url)}"
+    return model_identity(resolve(section.checkpoint), section.revision)
+
+
+def load_tokens(section: ModelSection, engine: EngineSection, *, length: int | None = None) -> Any | None:
+    """Return the tokenizer of a model, or None where only its server knows it."""
+    from cai.engine.tokens import ByteTokens, Tokens
+
+    if engine.kind == "scripted" and not section.base_url:
+        return ByteTokens(max_len=engine.max_model_len)
+    source = section.tokenizer or section.checkpoint
+    if source is None:
+        return None
+    tokens = Tokens.load(resolve(source), section.revision)
+    limits = [n for n in (tokens.max_len, length, None if section.base_url else engine.max_model_len) if n]
+    tokens.max_len = min(limits) if limits else None
+    return tokens
+
+
+def _hosts(urls: Sequence[str]) -> str:
+    return ",".join(sorted(urls))
+
+
+def _api_key(section: ModelSection) -> str | None:
+    if section.api_key_env is None:
+        return None
+    key = os.environ.get(section.api_key_env)
+    if not key:
+        raise UserError(f"environment variable '{section.api_key_env}' (models.….api_key_env) is not set; export it")
+    return key

@@ -1,0 +1,244 @@
+"""The prompts of a run: read from JSONL, Hugging Face datasets and hh-rlhf transcripts, split, guarded against leaks.
+
+    read = load(config.prompts.sources, near=folder)      duplicates folded and counted
+    train, held_out = split(read.prompts, 0.3, salt="0")  by hash of the conversation
+    leaks = overlaps(train, held_out)                     {train prompt's id: the held-out prompt it resembles}
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import re
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+from unicodedata import normalize
+
+from cai import canon, shipped
+from cai.config import PromptSource
+from cai.errors import UserError
+from cai.promptrows import HH_KEYS, Malformed, from_columns, from_hh, from_row, parse_json
+from cai.records import Prompt
+
+SHOWN = 20
+"""Reading stops at this many malformed rows: by then the file, not a row, is at fault."""
+NEAR_DUPLICATE = 0.6
+"""Jaccard index from which two conversations count as near duplicates. A word changed or a polite phrase added
+to a one-line prompt stays above it; different questions of one form ("what is the difference between ...") below."""
+_BOM = b"\xef\xbb\xbf"
+_SAVED = ("state.json", "dataset_dict.json")
+"""What `datasets.save_to_disk` leaves in a folder."""
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+"""A run of letters and digits, or one sign of a script that writes without spaces."""
+
+_Row = tuple[str, Any]
+"""Where a row stands (`file:line`), and the row as it was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """What the sources gave."""
+
+    prompts: list[Prompt]
+    """Each conversation once, in the order of the sources; domain and source id are those of its first row."""
+    n_read: int
+    """Rows read."""
+    n_duplicates: int
+    """Rows folded because an earlier row holds the same conversation: n_read - n_duplicates == len(prompts)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """A held-out prompt that a training prompt repeats."""
+
+    held_out_id: str
+    """The most similar held-out prompt."""
+    jaccard: float
+    """Shared shingles over all shingles of the two, from the threshold to 1; 1 where only spelling or a system
+    message differs."""
+
+
+def load(sources: Iterable[PromptSource], *, near: Path | None = None) -> PromptSet:
+    """Return the prompts of all sources; relative paths are also looked for in `near` and among the shipped files.
+
+    Raises UserError naming every malformed row of a source, up to 20, and where no source holds a prompt.
+    """
+    kept: dict[str, Prompt] = {}
+    n_read = 0
+    for source in sources:
+        for prompt in iter_source(source, near=near):
+            n_read += 1
+            kept.setdefault(prompt.id, prompt)
+    if not kept:
+        raise UserError("prompts.sources: no prompt found in any source, expected at least one; check the paths")
+    return PromptSet(prompts=list(kept.values()), n_read=n_read, n_duplicates=n_read - len(kept))
+
+
+def iter_source(source: PromptSource, *, near: Path | None = None) -> Iterator[Prompt]:
+    """Yield the prompts of one source in order, duplicates included, one row in memory at a time."""
+    place = None if source.path is None else shipped.find(source.path, near=near)
+    if place is None or place.is_dir() and source.format != "jsonl":
+        yield from _iter_dataset(source, place)
+    elif place.is_dir():
+        raise UserError(f"{place}: found a folder, expected a JSONL file; for a folder set format: dataset")
+    elif source.format == "dataset":
+        raise UserError(f"{place}: found a file, expected a dataset's folder; for JSONL set format: jsonl")
+    else:
+        yield from iter_jsonl(place, domain=source.domain, limit=source.limit, hh=source.format == "hh-rlhf")
+
+
+def iter_jsonl(
+    path: Path, *, domain: str | None = None, limit: int | None = None, hh: bool = False
+) -> Iterator[Prompt]:
+    """Yield the prompts of a JSONL file, which may end in .gz, row by row; with `hh` its rows are transcripts.
+
+    `limit` counts rows; blank lines are none. The good rows come first: malformed ones are all told in one UserError
+    when the file ends, or at the 20th.
+    """
+    read = from_hh if hh else from_row
+    yield from _convert(islice(_lines(path), limit), lambda line: read(parse_json(line), domain))
+
+
+def _convert(rows: Iterable[_Row], read: Callable[[Any], Prompt]) -> Iterator[Prompt]:
+    problems: list[str] = []
+    for place, row in rows:
+        try:
+            prompt = read(row)
+        except Malformed as malformed:
+            problems.append(f"{place}: {malformed}")
+            if len(problems) == SHOWN:
+                problems.append(f"stopped reading after {SHOWN} malformed rows; is the format of the source right?")
+                break
+        else:
+            yield prompt
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _lines(path: Path) -> Iterator[_Row]:
+    """Yield (file:line, bytes) for each line that is not blank."""
+    try:
+        with _opened(path) as stream:
+            for number, line in enumerate(stream, 1):
+                content = line.removeprefix(_BOM) if number == 1 else line
+                if content.strip():
+                    yield f"{path}:{number}", content
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: not a whole gzip file ({error}); compress or download it again") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def _iter_dataset(source: PromptSource, place: Path | None) -> Iterator[Prompt]:
+    is_saved = place is not None and any((place / mark).exists() for mark in _SAVED)
+    data = _saved(source, place) if is_saved else _loaded(source, place)
+    name = f"{place or source.dataset}[{source.split}]"
+    hh = source.format == "hh-rlhf"
+    columns, needed = data.column_names or list(next(iter(data), {})), ("chosen",) if hh else ("prompt", "messages")
+    if not set(needed) & set(columns):
+        found = ", ".join(columns) or "none"
+        raise UserError(f"{name}: found the columns {found}, expected {' or '.join(needed)}; rename the column")
+    read = _from_hh_columns if hh else from_columns
+    rows = ((f"{name}: row {number}", row) for number, row in enumerate(data, 1))
+    yield from _convert(islice(rows, source.limit), partial(read, domain=source.domain))
+
+
+def _from_hh_columns(row: dict[str, Any], domain: str | None) -> Prompt:
+    return from_hh({key: row[key] for key in HH_KEYS if row.get(key) is not None}, domain)
+
+
+def _saved(source: PromptSource, place: Path) -> Any:
+    """Return the split of a dataset that `save_to_disk` wrote; one without splits is its own only split."""
+    from datasets import DatasetDict, load_from_disk
+
+    data = load_from_disk(str(place))
+    if not isinstance(data, DatasetDict):
+        return data
+    if source.split not in data:
+        raise UserError(f"{place}: found no split '{source.split}', expected one of {', '.join(data)}; set split")
+    return data[source.split]
+
+
+def _loaded(source: PromptSource, place: Path | None) -> Any:
+    """Return a dataset of the hub, or of a folder of data files. It is streamed where only some rows are wanted."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    name = str(place or source.dataset)
+    try:
+        return load_dataset(name, split=source.split, streaming=source.limit is not None)
+    except (DatasetsError, OSError, ValueError) as error:
+        raise UserError(f"{name}[{source.split}]: cannot be loaded ({error}); check name, split and network") from error
+
+
+def split(prompts: Iterable[Prompt], held_out: float | int, salt: str = "") -> tuple[list[Prompt], list[Prompt]]:
+    """Return (train, held_out), each in the given order, divided by a hash of the conversation and `salt`.
+
+    A float is a share: each prompt's side depends on nothing but itself and `salt`. A whole number takes exactly that
+    many (all, if there are fewer), those with the lowest hashes; then an added prompt may move at most one other.
+    """
+    ranked = [(canon.unit_interval("split", salt, prompt.id), prompt) for prompt in prompts]
+    if isinstance(held_out, int):
+        chosen = {prompt.id for _, prompt in sorted(ranked, key=lambda pair: pair[0])[:held_out]}
+    else:
+        chosen = {prompt.id for place, prompt in ranked if place < held_out}
+    train = [prompt for _, prompt in ranked if prompt.id not in chosen]
+    return train, [prompt for _, prompt in ranked if prompt.id in chosen]
+
+
+def overlaps(
+    train: Iterable[Prompt], held_out: Sequence[Prompt], threshold: float = NEAR_DUPLICATE
+) -> dict[str, Overlap]:
+    """Return, by training prompt's id, the held-out prompt that it resembles by `threshold` (0 < t <= 1) or more.
+
+    Nothing is estimated: a pair at or above the threshold shares one of its rarest shingles (prefix filtering,
+    Chaudhuri et al. 2006), so only such pairs are compared, and `train` may be as long as it likes.
+    """
+    texts = [shingles(prompt) for prompt in held_out]
+    counts = Counter(shingle for text in texts for shingle in text)
+    index: dict[str, list[int]] = defaultdict(list)
+    for i, text in enumerate(texts):
+        for shingle in _rarest(text, counts, threshold):
+            index[shingle].append(i)
+    found = {}
+    for prompt in train:
+        text = shingles(prompt)
+        candidates = {i for shingle in _rarest(text, counts, threshold) for i in index.get(shingle, ())}
+        jaccard, i = max(((_jaccard(text, texts[i]), i) for i in candidates), default=(0.0, -1))
+        if i >= 0 and jaccard >= threshold:
+            found[prompt.id] = Overlap(held_out_id=held_out[i].id, jaccard=jaccard)
+    return found
+
+
+def shingles(prompt: Prompt) -> frozenset[str]:
+    """Return the words and the pairs of neighbouring words of a conversation, whatever their case and punctuation.
+
+    System messages are left out: one that a whole data set shares would make all its prompts alike.
+    """
+    found: set[str] = set()
+    for message in prompt.messages:
+        if message.role != "system":
+            words = _WORD.findall(normalize("NFKC", message.content).casefold())
+            found.update(words, map(" ".join, zip(words, words[1:], strict=False)))
+    return frozenset(found or (" ".join(message.content for message in prompt.messages),))
+
+
+def _rarest(text: frozenset[str], counts: Counter[str], threshold: float) -> list[str]:
+    """Return the shingles of which a text at or above the threshold must share one, under one order for all texts."""
+    n_shared = math.ceil(threshold * len(text) - 1e-9)
+    return sorted(text, key=lambda shingle: (counts[shingle], shingle))[: len(text) - n_shared + 1]
+
+
+def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+    shared = len(a & b)
+    return shared / (len(a) + len(b) - shared)

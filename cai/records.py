@@ -1,0 +1,270 @@
+"""The nouns of the walk: what a model wrote, what was decided about it, and what is trained on.
+
+    Prompt → Response → Critique → Revision ┐
+                  └────────────────────────→ Comparison → Judgment ┐
+                                                          Override ┴→ settle → PreferencePair
+
+Every record is frozen, refuses unknown fields, and is identified by the hash of its content (`cai.canon`), in which
+the ids of its parents stand and time does not. Written text (Prompt to Comparison) is kept in the store's `records`;
+what somebody decided (Judgment, Override) in its ledger; a PreferencePair is derived and never kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cai import canon
+
+Role = Literal["system", "user", "assistant"]
+Arm = Literal["a", "b"]
+Order = Literal["ab", "ba"]
+Verdict = Literal["a", "b", "tie", "not_applicable", "refused", "invalid"]
+Label = Literal["a", "b", "tie"]
+
+
+class Record(BaseModel):
+    """A frozen value that knows its own id."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    tag: ClassVar[str]
+    outside_id: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say where or when, not what: they do not change the id."""
+
+    @cached_property
+    def id(self) -> str:
+        """The content id of this record."""
+        return canon.content_id(self.tag, self.model_dump(mode="json", exclude=set(self.outside_id) or None))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a validated copy with fields changed, which has an id of its own."""
+        return type(self).model_validate(self.model_dump() | dict(update or {}))
+
+    @classmethod
+    def parse(cls, body: str | bytes) -> Self:
+        """Return the record that `body` (JSON, as the store keeps it) holds."""
+        return cls.model_validate(canon.loads(body))
+
+    def body(self) -> bytes:
+        """Return the canonical JSON the store keeps."""
+        return canon.dumps(self.model_dump(mode="json"))
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Role
+    """Who speaks."""
+    content: str
+    """What was said, byte for byte."""
+
+
+class Prompt(Record):
+    """A conversation that waits for the policy's answer; its last message is the user's."""
+
+    tag = "prompt"
+    outside_id = frozenset({"source_id", "domain"})
+
+    messages: tuple[Message, ...]
+    """The whole conversation; multi-turn conversations stay whole."""
+    domain: str = "general"
+    """Which principles apply: a principle that lists domains is asked only about prompts of those."""
+    source_id: str | None = None
+    """The `id` its file gave it; None where the file gave none."""
+
+
+class Response(Record):
+    """One answer the policy gave to a prompt."""
+
+    tag = "response"
+
+    phase: str
+    """The phase of the run that asked for it, such as `rl` or `evaluate/base`."""
+    prompt_id: str
+    """The prompt it answers."""
+    sample_index: int = Field(ge=0)
+    """Which of the samples drawn for this prompt, from 0."""
+    call_key: str
+    """The request key of the call that wrote it."""
+    text: str
+    """The answer, byte for byte."""
+    finish_reason: str
+    """Why the server stopped: `stop`, or `length` where the answer was cut at the token limit."""
+    n_tokens: int = Field(ge=0)
+    """Completion tokens, as the server counted them."""
+
+
+class Critique(Record):
+    """What one principle finds wrong in an answer."""
+
+    tag = "critique"
+
+    answer_id: str
+    """The Response or Revision that is criticised."""
+    principle_id: str
+    """The principle drawn for this round."""
+    round: int = Field(ge=1)
+    """Which critique-and-revision round, from 1."""
+    text_id: str
+    """Content id of the principle's critique text (or its check) as it then stood."""
+    call_key: str | None
+    """The request key of the call that wrote it; None where a programmatic check wrote it."""
+    text: str
+    """The critique."""
+    passed: bool | None
+    """Whether the principle's check found nothing wrong, so that there is nothing to revise; None without a check."""
+
+
+class Revision(Record):
+    """An answer rewritten after a critique."""
+
+    tag = "revision"
+
+    critique_id: str
+    """The critique it follows."""
+    answer_id: str
+    """The answer it rewrites."""
+    text_id: str
+    """Content id of the principle's revision text as it then stood."""
+    call_key: str
+    """The request key of the call that wrote it."""
+    text: str
+    """The rewritten answer, byte for byte."""
+    finish_reason: str
+    """As in Response."""
+    n_tokens: int = Field(ge=0)
+    """As in Response."""
+
+
+class Comparison(Record):
+    """Two answers to one prompt that wait for a verdict. Arm `a` and arm `b` are sources, not positions."""
+
+    tag = "comparison"
+
+    phase: str
+    """The phase of the run that made it."""
+    prompt_id: str
+    """The prompt both arms answer."""
+    a_id: str
+    """Arm a: a Response."""
+    b_id: str
+    """Arm b: a Revision, or another Response."""
+    source: Literal["revision", "samples", "policies"]
+    """Why these two: first answer against its last revision, two samples, or two policies under evaluation."""
+
+
+class Question(Record):
+    """One principle as it is put to the judge; kept once, named by every judgment it led to."""
+
+    tag = "question"
+
+    principle_id: str
+    """The principle."""
+    text_id: str
+    """Content id of its compare text, or of its check."""
+    template_id: str
+    """Content id of the comparison template; empty for a check."""
+    mode: str
+    """How it was judged: `logprob`, `cot` or `check`."""
+    judge: str
+    """Identity of the judging model (name and revision); `code` for a check."""
+
+
+class Judgment(Record):
+    """One decision: one comparison, one principle, one order of presentation."""
+
+    tag = "judgment"
+
+    comparison_id: str
+    """What was judged."""
+    question_id: str
+    """By which principle, text, template, mode and judge."""
+    order: Order
+    """Which arm stood first: `ab` showed arm a as answer A."""
+    call_key: str | None
+    """The request key of the call that decided; None where a programmatic check decided."""
+    reply_id: str | None
+    """Content id of that call's reply, so that the chained ledger also vouches for what the model said."""
+    verdict: Verdict
+    """The arm (not the letter) that won, or why there is no winner."""
+    p_a: float | None = Field(ge=0, le=1)
+    """Probability that arm a is the better one, mapped back from the letters; None without a usable verdict."""
+    reason: str | None = None
+    """Why the verdict is invalid or refused, in a word an auditor can group by; None otherwise."""
+    flag: str | None = None
+    """What looked like an attempt to steer the judge from inside an answer; None where nothing did."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether it may count towards a label."""
+        return self.p_a is not None
+
+
+class Override(Record):
+    """A person's label for a comparison. It is appended, never edited; the latest one holds."""
+
+    tag = "override"
+    outside_id = frozenset({"time"})
+
+    comparison_id: str
+    """What was decided."""
+    label: Label
+    """The arm that is better, or `tie`."""
+    author: str
+    """Who decided."""
+    reason: str
+    """Why, in the author's words."""
+    blind: bool
+    """Whether the author had not seen the judge's verdict."""
+    supersedes: str | None = None
+    """Id of the override of this comparison that held before; None for the first."""
+    time: str
+    """When, UTC, ISO 8601."""
+
+
+Decision = Judgment | Override
+
+State = Literal["failed", "overridden", "refused", "invalid", "abstained", "tied", "filtered", "kept"]
+STATES: tuple[State, ...] = ("failed", "overridden", "refused", "invalid", "abstained", "tied", "filtered", "kept")
+"""Where a comparison can end, in order of precedence. Every comparison ends in exactly one."""
+
+
+class PreferencePair(BaseModel):
+    """One row to train on, derived from a comparison's decisions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    comparison_id: str
+    """The comparison it settles; also its id in files."""
+    phase: str
+    """The phase that made it."""
+    prompt: tuple[Message, ...]
+    """The conversation."""
+    chosen: str
+    """The better answer."""
+    rejected: str
+    """The worse answer."""
+    p_chosen: float = Field(ge=0.5, le=1)
+    """Probability that `chosen` is better; half of any tie counts for it."""
+    p_tie: float = Field(ge=0, le=1)
+    """Share of the deciding weight that called it a tie."""
+    confidence: float = Field(ge=0, le=1)
+    """|2p − 1| times the weight share that did not abstain."""
+    label_source: Literal["judge", "human"]
+    """Who had the last word."""
+
+
+RECORD_TYPES: dict[str, type[Record]] = {
+    t.tag: t for t in (Prompt, Response, Critique, Revision, Comparison, Question, Judgment, Override)
+}
+
+
+def parse(tag: str, body: str | bytes) -> Any:
+    """Return the record of kind `tag` that `body` holds. Raises KeyError for an unknown kind."""
+    return RECORD_TYPES[tag].parse(body)

@@ -1,0 +1,120 @@
+"""The ledger: decisions in the order they were made, each row chained to the one before.
+
+Rows are only ever appended, by the run's writer or by a review beside it, always inside one `BEGIN IMMEDIATE`
+transaction that reads the head, writes the rows and commits the new head and count. A decision that is already there
+(the same id) is not written again, so repeating a walk is harmless.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from cai import canon
+from cai.records import Decision, Judgment, Override, parse
+
+
+class Entry(NamedTuple):
+    """A decision on its way into the ledger."""
+
+    id: str
+    tag: str
+    subject: str
+    body: bytes
+
+
+class Head(NamedTuple):
+    """Where the ledger ends."""
+
+    count: int
+    hash: str
+
+
+def entry(decision: Decision) -> Entry:
+    """Return the row that `decision` becomes."""
+    return Entry(decision.id, decision.tag, decision.comparison_id, decision.body())
+
+
+def head(connection: sqlite3.Connection) -> Head:
+    """Return the ledger's committed end."""
+    found = dict(connection.execute("SELECT key, value FROM meta WHERE key IN ('head', 'count')"))
+    return Head(int(found["count"]), found["head"])
+
+
+def append(connection: sqlite3.Connection, entries: Iterable[Entry]) -> Head:
+    """Append inside the caller's open transaction and return the new head."""
+    count, last = head(connection)
+    known = connection.execute
+    for item in entries:
+        if known("SELECT 1 FROM ledger WHERE id = ?", (item.id,)).fetchone():
+            continue
+        last = canon.chain(last, item.tag, item.body)
+        known(
+            "INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?)",
+            (count, item.id, item.tag, item.subject, item.body.decode(), last),
+        )
+        count += 1
+    known("UPDATE meta SET value = ? WHERE key = 'head'", (last,))
+    known("UPDATE meta SET value = ? WHERE key = 'count'", (str(count),))
+    return Head(count, last)
+
+
+def append_now(connection: sqlite3.Connection, decisions: Iterable[Decision]) -> Head:
+    """Append in a transaction of its own: how a review writes while a run may be writing too."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        end = append(connection, (entry(d) for d in decisions))
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    return end
+
+
+def of_comparison(connection: sqlite3.Connection, comparison_id: str) -> list[Judgment | Override]:
+    """Return a comparison's decisions in the order they were made."""
+    rows = connection.execute("SELECT tag, body FROM ledger WHERE subject = ? ORDER BY seq", (comparison_id,))
+    return [parse(tag, body) for tag, body in rows]
+
+
+class Fault(NamedTuple):
+    """Something the chain does not bear out."""
+
+    seq: int
+    found: str
+
+
+def verify(connection: sqlite3.Connection, expect: str | None = None) -> Iterator[Fault]:
+    """Yield every fault of the ledger: rows changed, removed, swapped or added behind the head.
+
+    `expect` is a head kept elsewhere; it must be the hash of some row. Whoever can rewrite every row and the head
+    is not detected without it.
+    """
+    count, last = head(connection)
+    previous, wanted, met = canon.GENESIS, 0, expect in (None, canon.GENESIS)
+    for seq, id_, tag, subject, body, kept in connection.execute("SELECT * FROM ledger ORDER BY seq"):
+        if seq != wanted:
+            yield Fault(wanted, f"row {wanted} is missing: the next one found is {seq}")
+        computed = canon.chain(previous, tag, body.encode())
+        if computed != kept:
+            yield Fault(seq, f"row {seq} does not follow from the row before it")
+        yield from _verify_row(seq, id_, tag, subject, body)
+        met = met or kept == expect
+        previous, wanted = kept, seq + 1
+    if (wanted, previous) != (count, last):
+        yield Fault(wanted, f"the ledger ends at {wanted} rows, its recorded head says {count}")
+    if not met:
+        yield Fault(wanted, f"the expected head {expect} is not in this ledger")
+
+
+def _verify_row(seq: int, id_: str, tag: str, subject: str, body: str) -> Iterator[Fault]:
+    try:
+        decision = parse(tag, body)
+    except (KeyError, ValueError):
+        yield Fault(seq, f"row {seq} is not a readable {tag}")
+        return
+    if decision.id != id_:
+        yield Fault(seq, f"row {seq} is filed under another id than its content has")
+    if decision.comparison_id != subject:
+        yield Fault(seq, f"row {seq} is filed under another comparison than it names")

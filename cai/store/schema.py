@@ -1,0 +1,77 @@
+"""The tables of `store.sqlite`. They open in sqlite3, Datasette and DuckDB.
+
+* `texts`    every text sent to a model, once, by content id
+* `calls`    every model call: the request (texts by id), the reply, and the reply's own id
+* `records`  what became of the replies: prompts, responses, critiques, revisions, comparisons, questions
+* `prompts`  the order and side (train, held_out) of the prompts
+* `walks`    which prompts a phase has finished, and which failed and why
+* `ledger`   decisions, hash-chained: judgments and overrides
+* `meta`     schema version, head and length of the ledger
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from cai import canon
+from cai.errors import StoreError
+
+VERSION = 1
+
+_DDL = f"""
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE texts (id TEXT PRIMARY KEY, text TEXT NOT NULL);
+CREATE TABLE calls (
+    key TEXT PRIMARY KEY, kind TEXT NOT NULL, model TEXT NOT NULL,
+    request TEXT NOT NULL, reply TEXT NOT NULL, reply_id TEXT NOT NULL, made_at REAL NOT NULL
+);
+CREATE TABLE records (id TEXT PRIMARY KEY, tag TEXT NOT NULL, prompt_id TEXT, phase TEXT, body TEXT NOT NULL);
+CREATE INDEX records_by_prompt ON records (phase, prompt_id);
+CREATE TABLE prompts (position INTEGER PRIMARY KEY, prompt_id TEXT NOT NULL UNIQUE, side TEXT NOT NULL);
+CREATE TABLE walks (
+    phase TEXT NOT NULL, prompt_id TEXT NOT NULL, inputs TEXT NOT NULL, state TEXT NOT NULL, detail TEXT,
+    PRIMARY KEY (phase, prompt_id)
+) WITHOUT ROWID;
+CREATE TABLE ledger (
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, tag TEXT NOT NULL, subject TEXT NOT NULL,
+    body TEXT NOT NULL, hash TEXT NOT NULL
+);
+CREATE INDEX ledger_by_subject ON ledger (subject);
+INSERT INTO meta VALUES ('schema', '{VERSION}'), ('head', '{canon.GENESIS}'), ('count', '0');
+"""
+
+
+def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
+    """Return a connection to an existing store. Raises StoreError where it is missing, damaged or of another schema."""
+    if not path.exists():
+        raise StoreError(f"{path}: no store here; give the folder of a run")
+    mode = "ro" if readonly else "rw"
+    try:
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True, check_same_thread=False)
+        connection.isolation_level = None
+        connection.execute("PRAGMA busy_timeout = 30000")
+        if not readonly:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+        found = connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"{path}: not a readable store ({error}); restore it from a copy, or start a new run") from error
+    if found is None or int(found[0]) != VERSION:
+        version = "none" if found is None else found[0]
+        raise StoreError(
+            f"{path}: found schema {version}, expected {VERSION}; open it with the version of cai that wrote it"
+        )
+    return connection
+
+
+def create(path: Path) -> None:
+    """Make an empty store at `path`; one that exists is left as it is. A creation cut short leaves nothing behind."""
+    if path.exists():
+        return
+    fresh = path.with_suffix(".creating")
+    fresh.unlink(missing_ok=True)
+    connection = sqlite3.connect(fresh)
+    connection.executescript("PRAGMA synchronous = FULL;" + _DDL)
+    connection.close()
+    fresh.rename(path)

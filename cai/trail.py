@@ -1,0 +1,200 @@
+"""Reading a run: its files, its records, and where each comparison ended.
+
+Everything an exporter, a report or an auditor asks of a run goes through `RunView`, which only reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cai import canon, constitution
+from cai.config import RunConfig
+from cai.constitution import Constitution
+from cai.engine.model import Reply
+from cai.errors import UserError
+from cai.records import Comparison, Decision, Prompt, Question, Response, Revision, parse
+from cai.stages.admit import Accounting, Admission, Arms, Gate
+from cai.stages.judge import ORDERS, Bench
+from cai.stages.settle import Asked, Settled, settle
+from cai.store import ledger, schema
+from cai.templates import Fence, Templates
+
+
+@dataclass(frozen=True)
+class Ended:
+    """One comparison with everything that led to its end."""
+
+    prompt: Prompt
+    position: int
+    comparison: Comparison
+    arms: tuple[Response, Response | Revision]
+    decisions: tuple[Decision, ...]
+    settled: Settled
+    admission: Admission
+
+
+class RunView:
+    """One run folder, for reading."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "manifest.json").exists():
+            raise UserError(f"{self.folder}: no manifest.json here; give the folder of a run (see `cai run --help`)")
+        self.manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+
+    @cached_property
+    def connection(self) -> Any:
+        """A read-only connection to the store."""
+        return schema.connect(self.folder / "store.sqlite", readonly=True)
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The resolved configuration."""
+        text = (self.folder / "config.yaml").read_text(encoding="utf-8")
+        return RunConfig.model_validate(json.loads(json.dumps(yaml.safe_load(text))))
+
+    @cached_property
+    def constitution(self) -> Constitution:
+        """The constitution as the run used it."""
+        return constitution.load(self.folder / "constitution.yaml")
+
+    @cached_property
+    def templates(self) -> Templates:
+        """The templates as the run used them."""
+        return Templates(self.folder / "prompts")
+
+    @cached_property
+    def bench(self) -> Bench:
+        """The questions the run put to its judge. It cannot make prompts: fences need the key beside the runs."""
+        return Bench(
+            principles=self.constitution.principles,
+            templates=self.templates,
+            settings=self.config.judge,
+            fence=Fence(b"reading"),
+            judge_identity=self.manifest["models"]["judge"],
+            seed=self.config.run.seed,
+        )
+
+    # -- records -----------------------------------------------------------------------------------------------------
+
+    def prompts(self, side: str | None = None) -> Iterator[tuple[int, Prompt]]:
+        """Yield (position, prompt) in order."""
+        where, args = ("WHERE side = ?", (side,)) if side else ("", ())
+        rows = self.connection.execute(
+            f"SELECT position, body FROM prompts JOIN records ON records.id = prompts.prompt_id {where} ORDER BY position", args
+        )
+        for position, body in rows:
+            yield position, parse("prompt", body)
+
+    def records(self, phase: str, prompt_id: str) -> dict[str, list[Any]]:
+        """Return a prompt's records of one phase by kind, in the order they were written."""
+        rows = self.connection.execute(
+            "SELECT tag, body FROM records WHERE phase = ? AND prompt_id = ? ORDER BY rowid", (phase, prompt_id)
+        )
+        found: dict[str, list[Any]] = {}
+        for tag, body in rows:
+            found.setdefault(tag, []).append(parse(tag, body))
+        return found
+
+    def record(self, id_: str) -> Any | None:
+        """Return any record or decision by id, or None."""
+        for table in ("records", "ledger"):
+            row = self.connection.execute(f"SELECT tag, body FROM {table} WHERE id = ?", (id_,)).fetchone()
+            if row:
+                return parse(*row)
+        return None
+
+    def call(self, key: str) -> tuple[dict[str, Any], Reply] | None:
+        """Return (request with its texts in place, reply) of a call, or None."""
+        row = self.connection.execute("SELECT request, reply FROM calls WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        request = canon.loads(row[0])
+        request["messages"] = [{"role": role, "content": self._text(id_)} for role, id_ in request["messages"]]
+        return request, Reply(**canon.loads(row[1]))
+
+    def _text(self, id_: str) -> str:
+        row = self.connection.execute("SELECT text FROM texts WHERE id = ?", (id_,)).fetchone()
+        return row[0] if row else ""
+
+    @cached_property
+    def questions(self) -> dict[str, Question]:
+        """Every question any judgment of the run answers, by id."""
+        rows = self.connection.execute("SELECT id, body FROM records WHERE tag = 'question'")
+        return {id_: parse("question", body) for id_, body in rows}
+
+    # -- where comparisons ended -------------------------------------------------------------------------------------
+
+    @property
+    def phases(self) -> list[str]:
+        """The names of the phases that have begun, in order, without the evaluation."""
+        return list(self.manifest["phases"])
+
+    def due(self, comparison: Comparison, domain: str) -> dict[str, Asked]:
+        """Return the questions due on a comparison under the run's constitution."""
+        asked = {}
+        for principle in self.bench.chosen(comparison, domain):
+            orders = ("ab",) if principle.check is not None else ORDERS
+            asked[self.bench.question(principle).id] = Asked(principle.id, principle.weight, orders)
+        return asked
+
+    def ended(self, phase: str, *, side: str = "train") -> Iterator[Ended]:
+        """Yield every comparison of a phase with its end: by prompt order, then as they were compared."""
+        gate, rules = Gate(self.config.pairs), self.config.judge
+        for position, prompt in self.prompts(side):
+            records = self.records(phase, prompt.id)
+            answers = {r.id: r for tag in ("response", "revision") for r in records.get(tag, [])}
+            for comparison in sorted(records.get("comparison", []), key=lambda c: _place(c, answers)):
+                decisions = tuple(ledger.of_comparison(self.connection, comparison.id))
+                settled = settle(
+                    comparison.id,
+                    decisions,
+                    self.due(comparison, prompt.domain),
+                    on_disagreement=rules.on_disagreement,
+                    tie_margin=rules.tie_margin,
+                )
+                a, b = answers[comparison.a_id], answers[comparison.b_id]
+                arms = Arms(a.text, b.text, a.finish_reason == "length", b.finish_reason == "length")
+                admission = gate.admit(settled, comparison, prompt, arms)
+                yield Ended(prompt, position, comparison, (a, b), decisions, settled, admission)
+
+    def accounting(self, phase: str, *, side: str = "train") -> Accounting:
+        """Return where a phase's comparisons ended, counted."""
+        counted = Accounting()
+        for end in self.ended(phase, side=side):
+            counted.count(end.admission)
+        return counted
+
+
+def _place(comparison: Comparison, answers: dict[str, Any]) -> tuple[str, int, int]:
+    """Return what orders a prompt's comparisons: their kind, then the samples they compare."""
+    a, b = answers[comparison.a_id], answers[comparison.b_id]
+    return comparison.source, getattr(a, "sample_index", 0), getattr(b, "sample_index", -1)
+
+
+def progress(run: RunView) -> dict[str, Any]:
+    """Return how far a run is, from its files alone."""
+    query = run.connection.execute
+    prompts = run.manifest.get("prompts") or {}
+    walks = []
+    for phase, done, failed in query(
+        "SELECT phase, sum(state = 'done'), sum(state = 'failed') FROM walks GROUP BY phase"
+    ):
+        side = "held_out" if phase.startswith("evaluate") else "train"
+        walks.append({"phase": phase, "done": done, "failed": failed, "due": prompts.get(side, 0)})
+    failures = query("SELECT phase, prompt_id, detail FROM walks WHERE state = 'failed' LIMIT 20").fetchall()
+    return {
+        "run": str(run.folder),
+        "state": "done" if run.manifest["done"] else "unfinished",
+        "walks": walks,
+        "failures": [{"phase": p, "prompt_id": i, "reason": d} for p, i, d in failures],
+        "calls": query("SELECT count(*) FROM calls").fetchone()[0],
+        "ledger": ledger.head(run.connection).count,
+    }
