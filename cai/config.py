@@ -71,7 +71,7 @@ class PromptsSection(Section):
     """Share of the prompts kept for evaluation, chosen by hash of the conversation."""
     held_out_limit: Positive | None = None
     """Evaluate on this many held-out prompts at most, chosen by hash; None uses all."""
-    near_duplicate: Probability = 0.6
+    near_duplicate: Annotated[float, Field(gt=0, le=1)] = 0.6
     """Training prompts whose word shingles overlap a held-out prompt's by this Jaccard index or more are dropped."""
 
 

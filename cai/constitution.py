@@ -20,8 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 
 from cai import canon, yamlfile
 from cai.checks import Check
-from cai.yamlfile import Finding, Loaded, Problem, ProblemsError, refusal
-from cai.yamlfile.shapes import nearest
+from cai.yamlfile import Finding, Loaded, Problem, ProblemsError, nearest, refusal
 
 Part = Literal["critique", "revision", "compare", "check"]
 PARTS: tuple[Part, ...] = ("critique", "revision", "compare", "check")

@@ -83,21 +83,22 @@ class Planner:
         plan = PhasePlan(name)
         seed = Walk(phase, name, self.config, None, None, self.bench).seed  # type: ignore[arg-type]
         for prompt in self.train:
-            revisions_most = self._chains(plan, phase, prompt, seed)
+            surely_revised, may_be_revised = self._chains(plan, phase, prompt, seed)
             n_samples = phase.samples * (phase.samples - 1) // 2
             exact = min(n_samples, phase.max_pairs) if "samples" in phase.pairs else 0
-            extra = revisions_most if "revision" in phase.pairs else 0
-            self._judge(plan, prompt, exact, exact + extra)
+            if "revision" not in phase.pairs:
+                surely_revised = may_be_revised = 0
+            self._judge(plan, prompt, exact + surely_revised, exact + may_be_revised)
         return plan
 
-    def _chains(self, plan: PhasePlan, phase: Phase, prompt: Prompt, seed: int) -> int:
-        """Count answers, critiques and revisions of one prompt; return how many samples may come to be revised."""
-        config, n_prompt, may_be_revised = self.config, _tokens(_text(prompt)), 0
+    def _chains(self, plan: PhasePlan, phase: Phase, prompt: Prompt, seed: int) -> tuple[int, int]:
+        """Count answers, critiques and revisions of one prompt; return how many samples will, and may, be revised."""
+        config, n_prompt, surely_revised, may_be_revised = self.config, _tokens(_text(prompt)), 0, 0
         plan.kinds["respond"].add(phase.samples)
         plan.read_tokens += phase.samples * n_prompt
         plan.new_tokens += phase.samples * config.respond.max_tokens
         for sample in range(phase.samples):
-            revised = False
+            surely = maybe = False
             for round_ in range(1, phase.revisions + 1):
                 principle = draw(self.bench.principles, prompt, sample_index=sample, round=round_, seed=seed)
                 if principle is None:
@@ -107,9 +108,10 @@ class Planner:
                 sure = asked or config.revise.when == "always"
                 plan.kinds["revise"].add(int(sure), 1)
                 plan.new_tokens += asked * config.critique.max_tokens + config.revise.max_tokens
-                revised = True
-            may_be_revised += revised
-        return may_be_revised
+                surely, maybe = surely or sure, True
+            surely_revised += surely
+            may_be_revised += maybe
+        return surely_revised, may_be_revised
 
     def _judge(self, plan: PhasePlan, prompt: Prompt, least: int, most: int) -> None:
         stand_in = Comparison(phase=plan.name, prompt_id=prompt.id, a_id="a", b_id="b", source="samples")

@@ -225,12 +225,12 @@ def shingles(prompt: Prompt) -> frozenset[str]:
 
     System messages are left out: one that a whole data set shares would make all its prompts alike.
     """
+    said = [message.content for message in prompt.messages if message.role != "system"]
     found: set[str] = set()
-    for message in prompt.messages:
-        if message.role != "system":
-            words = _WORD.findall(normalize("NFKC", message.content).casefold())
-            found.update(words, map(" ".join, zip(words, words[1:], strict=False)))
-    return frozenset(found or (" ".join(message.content for message in prompt.messages),))
+    for content in said:
+        words = _WORD.findall(normalize("NFKC", content).casefold())
+        found.update(words, map(" ".join, zip(words, words[1:], strict=False)))
+    return frozenset(found or ("\n".join(said),))
 
 
 def _rarest(text: frozenset[str], counts: Counter[str], threshold: float) -> list[str]:

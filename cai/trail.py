@@ -24,6 +24,7 @@ from cai.stages.admit import Accounting, Admission, Arms, Gate
 from cai.stages.judge import ORDERS, Bench
 from cai.stages.settle import Asked, Settled, settle
 from cai.store import ledger, schema
+from cai.store.store import find_replies
 from cai.templates import Fence, Templates
 
 
@@ -113,12 +114,13 @@ class RunView:
 
     def call(self, key: str) -> tuple[dict[str, Any], Reply] | None:
         """Return (request with its texts in place, reply) of a call, or None."""
-        row = self.connection.execute("SELECT request, reply FROM calls WHERE key = ?", (key,)).fetchone()
-        if row is None:
+        kept = find_replies(self.connection, [key]).get(key)
+        if kept is None:
             return None
+        row = self.connection.execute("SELECT request FROM calls WHERE key = ?", (key,)).fetchone()
         request = canon.loads(row[0])
         request["messages"] = [{"role": role, "content": self._text(id_)} for role, id_ in request["messages"]]
-        return request, Reply(**canon.loads(row[1]))
+        return request, kept.reply()
 
     def _text(self, id_: str) -> str:
         row = self.connection.execute("SELECT text FROM texts WHERE id = ?", (id_,)).fetchone()
@@ -151,7 +153,11 @@ class RunView:
         for position, prompt in self.prompts(side):
             records = self.records(phase, prompt.id)
             answers = {r.id: r for tag in ("response", "revision") for r in records.get(tag, [])}
-            for comparison in sorted(records.get("comparison", []), key=lambda c: _place(c, answers)):
+            comparisons = records.get("comparison", [])
+            # The evaluation compares answers that are kept under its arms' own phases.
+            elsewhere = {id_ for c in comparisons for id_ in (c.a_id, c.b_id)} - answers.keys()
+            answers |= {id_: self.record(id_) for id_ in elsewhere}
+            for comparison in sorted(comparisons, key=lambda c: _place(c, answers)):
                 decisions = tuple(ledger.of_comparison(self.connection, comparison.id))
                 settled = settle(
                     comparison.id,

@@ -138,8 +138,8 @@ MALFORMED = [
     ({"messages": [{"role": 1, "content": "a"}]}, "role the number 1", "system, user, assistant"),
     (
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
-        "role 'assistant' in the last message",
-        "expected 'user'",
+        "role 'assistant' in the last message of 'messages'",
+        "'user'",
     ),
     (
         {"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]},
@@ -186,8 +186,16 @@ def test_no_bytes_make_a_traceback(content: bytes) -> None:
         assert prompt.id
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["role", "content", "prompt", "messages", "id", "chosen"]), inner), max_leaves=8))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["role", "content", "prompt", "messages", "id", "chosen"]), inner)
+        ),
+        max_leaves=8,
+    )
+)
 def test_no_row_makes_a_traceback(value: object) -> None:
     for key in ("prompt", "messages", "chosen", "id", "domain"):
         row = {"prompt": "a", key: value} if key in ("id", "domain") else {key: value}
@@ -354,20 +362,24 @@ def test_the_salt_decides_the_split() -> None:
 
 
 def test_twenty_planted_overlaps_are_found_and_none_invented() -> None:
-    prompts = many(1000)
-    held_out, train = prompts[:300], prompts[300:]
+    sets = [PromptSource(path=f"prompts/sets/{name}.jsonl") for name in ("everyday", "tempting")]
+    train, held_out = promptset.split(promptset.load(sets).prompts, 0.3, salt="0")
+    one_line = [p for p in held_out if len(p.messages) == 1][:20]
     edits = [
         lambda text: text,
         lambda text: text.upper(),
         lambda text: f"  {text.replace(' ', '   ')} ?!",
         lambda text: f"Hello! {text}, please.",
-        lambda text: text.replace("somebody", "anybody"),
+        lambda text: text.rpartition(" ")[0],
     ]
-    planted = [asked(edits[i % 5](p.messages[0].content), system="Be kind." if i % 2 else None)
-               for i, p in enumerate(held_out[:20])]
-    found = promptset.overlaps([*train[:350], *planted, *train[350:]], held_out)
+    planted = [
+        asked(edits[i % 5](prompt.messages[0].content), system="Be kind." if i % 2 else None)
+        for i, prompt in enumerate(one_line)
+    ]
+    found = promptset.overlaps([*train[:150], *planted, *train[150:]], held_out)
+    assert len(found) == 20
     assert {leak: overlap.held_out_id for leak, overlap in found.items()} == {
-        leak.id: source.id for leak, source in zip(planted, held_out, strict=False)
+        leak.id: source.id for leak, source in zip(planted, one_line, strict=True)
     }
     assert all(promptset.NEAR_DUPLICATE <= overlap.jaccard <= 1 for overlap in found.values())
 

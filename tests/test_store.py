@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cai import canon
+from cai.engine.model import Reply
 from cai.errors import StoreError
 from cai.records import Judgment, Message, Override, Prompt
 from cai.store import ledger, schema
@@ -183,8 +184,10 @@ def test_what_is_not_a_store_is_refused(tmp_path: Path) -> None:
 
 
 def test_reply_ids_are_hashes_of_what_is_kept(store: Store) -> None:
-    reply_id = store.put_call("b2:key", {"kind": "score", "model": "m"}, {"logprobs": {"A": -0.5}})
+    reply_id = store.put_call("b2:key", {"kind": "score", "model": "m"}, Reply(logprobs={"A": -0.5}, server="one"))
+    same = store.put_call("b2:other", {"kind": "score", "model": "m"}, Reply(logprobs={"A": -0.5}, attempts=3))
     store.flush()
-    reply, kept_id = store.replies(["b2:key"])["b2:key"]
-    assert kept_id == reply_id == canon.id_of_bytes(reply.encode())
+    kept = store.replies(["b2:key"])["b2:key"]
+    assert kept.reply_id == reply_id == same == canon.id_of_bytes(kept.content.encode())
+    assert kept.reply() == Reply(logprobs={"A": -0.5}, server="one")
     store.close()

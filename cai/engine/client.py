@@ -166,7 +166,7 @@ class Client:
         payload: dict[str, Any] = {
             "model": self.name, "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": _CHAT_TOP
         }
-        if self._settings.kind == "vllm":
+        if self._settings.kind != "transformers":
             # vLLM continues an open assistant turn; other servers get the question without it.
             payload |= {"messages": _messages(turns), "add_generation_prompt": False, "continue_final_message": True}
         else:

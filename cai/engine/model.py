@@ -96,22 +96,22 @@ class Likelihood:
 
 @dataclass(slots=True)
 class Reply:
-    """What a model answered, as it is kept. Exactly one of `text`, `logprobs`, `logp` and `error` is set."""
+    """What a model answered, as it is kept. One of `text`, `logprobs`, `logp` and `error` says what came of it."""
 
     text: str | None = None
     """Generated text."""
     finish_reason: str | None = None
     """Why generation stopped: `stop` or `length`."""
     logprobs: dict[str, float] | None = None
-    """Log-probability (nats) of each offered option; -inf is kept as -1e9."""
+    """Log-probability (nats) of each offered option; zero probability is kept as -1e9."""
     outside: float | None = None
     """Probability outside the offered options; None where the road cannot tell."""
     logp: float | None = None
     """Summed log-likelihood (nats) of the answer's tokens."""
     error: str | None = None
-    """Why the reply cannot be used (an invalid judgment), with the raw text in `raw`."""
+    """Why the reply cannot be used (an invalid judgment); what the server sent is then in `raw`."""
     raw: Any = None
-    """What the server sent, where it could not be read or says more than the fields above."""
+    """What the server sent, where it could not be read."""
     n_prompt: int = 0
     """Prompt tokens."""
     n_completion: int = 0
@@ -125,14 +125,24 @@ class Reply:
     attempts: int = 1
     """How often the request was sent."""
     duration_s: float = 0.0
-    """From the first sending to the answer."""
+    """From the first sending to the answer, in seconds."""
     reused: bool = field(default=False, compare=False)
     """Whether the answer came from a store and not from a model; never kept."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return what the store keeps: the fields that are set."""
-        kept = {name: getattr(self, name) for name in self.__slots__ if name != "reused"}
-        return {name: value for name, value in kept.items() if value is not None}
+    def content(self) -> dict[str, Any]:
+        """Return what was answered: the fields the reply's id is made of, those that are set."""
+        return self._kept(_CONTENT)
+
+    def circumstances(self) -> dict[str, Any]:
+        """Return how it came: the fields that say where and how long, and change no id."""
+        return self._kept(_CIRCUMSTANCES)
+
+    def _kept(self, names: Sequence[str]) -> dict[str, Any]:
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+_CONTENT = ("text", "finish_reason", "logprobs", "outside", "logp", "error", "raw", "n_prompt", "n_completion")
+_CIRCUMSTANCES = ("n_cached", "road", "server", "attempts", "duration_s")
 
 
 class Model(Protocol):

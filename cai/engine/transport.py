@@ -96,7 +96,7 @@ class Endpoint:
         settings: EngineSection,
         *,
         api_key: str | None = None,
-        revive: Callable[[], Awaitable[None]] | None = None,
+        revive: Callable[..., Awaitable[None]] | None = None,
     ) -> None:
         self.url = _checked(url, api_key)
         self.level = Level(settings.concurrency)
@@ -223,9 +223,11 @@ class Endpoint:
             if now != seen or not self._tasks:
                 seen, since = now, time.monotonic()
             elif time.monotonic() - since > self._settings.stall_timeout_s:
-                since = time.monotonic()
+                if self._revive:
+                    await self._revive(hung=True)
                 for task in list(self._tasks):
                     task.cancel()
+                since = time.monotonic()
 
     def _stale(self, since: float) -> bool:
         return time.monotonic() - since > self._settings.stall_timeout_s / 2

@@ -5,6 +5,7 @@ A model is known by its identity before anything is served, so a run whose answe
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from cai.engine.client import Client, served_name
 from cai.engine.identity import model_identity
 from cai.engine.model import Generate, Likelihood, Model, Reply, ScoreGroup
 from cai.engine.transport import Endpoint
-from cai.errors import UserError
+from cai.errors import CaiError, UserError
 from cai.model.fetch import resolve
 from cai.pipeline.meter import Meter
 
@@ -54,8 +55,7 @@ class Fleet:
         self._models: dict[str, Model] = {}
         self._servers: dict[str, servers.Server] = {}
         self._endpoints: dict[str, list[Endpoint]] = {}
-        import asyncio
-
+        self._failure: CaiError | None = None
         self._starting = asyncio.Lock()
 
     def model(self, section: ModelSection, name: str) -> Lazy:
@@ -69,8 +69,14 @@ class Fleet:
     async def ready(self, identity: str, section: ModelSection, name: str) -> Model:
         """Return the model with this identity, serving it first if nobody does yet."""
         async with self._starting:
+            if self._failure is not None:
+                raise self._failure  # whoever asks next must not wait for the same failure again
             if identity not in self._models:
-                self._models[identity] = await self._serve(identity, section, name)
+                try:
+                    self._models[identity] = await self._serve(identity, section, name)
+                except CaiError as error:
+                    self._failure = error
+                    raise
             return self._models[identity]
 
     async def release(self, identity: str) -> None:
@@ -96,8 +102,9 @@ class Fleet:
             with self._meter.stage(f"load {name}", 1):
                 return LocalModel.load(resolve(str(section.checkpoint)), self._engine, identity=identity)
         with self._meter.stage(f"start server for {name}", 1):
+            checkpoint = str(section.checkpoint)
             server = await servers.start(
-                resolve(str(section.checkpoint)), self._engine, run_dir=self._folder, name=name, identity=identity
+                checkpoint if self._engine.kind == "scripted" else resolve(checkpoint), self._engine, run_dir=self._folder, name=name, identity=identity
             )
         self._servers[identity] = server
         endpoint = Endpoint(server.url, self._engine, revive=server.revive)
@@ -122,7 +129,7 @@ class Fleet:
 def identity_of(section: ModelSection, engine: EngineSection) -> str:
     """Return the identity of the model a section names, without serving it."""
     if engine.kind == "scripted" and not section.base_url:
-        return "scripted:" + " ".join(engine.args)
+        return "scripted:" + _script(engine.args)
     if section.checkpoint is None:
         return f"{section.served_name or 'served'}@{section.revision or 'unknown'} at {_hosts(section.base_url)}"
     return model_identity(resolve(section.checkpoint), section.revision)
@@ -141,6 +148,12 @@ def load_tokens(section: ModelSection, engine: EngineSection, *, length: int | N
     limits = [n for n in (tokens.max_len, length, None if section.base_url else engine.max_model_len) if n]
     tokens.max_len = min(limits) if limits else None
     return tokens
+
+
+def _script(arguments: Sequence[str]) -> str:
+    """Return the arguments that decide what a scripted server answers; trouble and latency do not."""
+    pairs = zip(arguments, arguments[1:], strict=False)
+    return " ".join(f"{name} {value}" for name, value in pairs if name in ("--judge", "--seed"))
 
 
 def _hosts(urls: Sequence[str]) -> str:

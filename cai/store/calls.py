@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cai import canon
 from cai.engine.model import Generate, Likelihood, Model, Reply, ScoreGroup, request_key
 from cai.errors import StoreError
 from cai.store import schema
-from cai.store.store import Store, find_replies
+from cai.store.store import Kept, Store, find_replies
 from cai.templates import Turn
 
 
@@ -57,9 +56,9 @@ class Siblings:
             if path.parent != run_dir.resolve() and (opened := _open_quietly(path)) is not None
         ]
 
-    def replies(self, keys: Sequence[str]) -> dict[str, tuple[str, str]]:
+    def replies(self, keys: Sequence[str]) -> dict[str, Kept]:
         """Return what any sibling has answered of `keys`. A sibling that cannot be read is passed over."""
-        found: dict[str, tuple[str, str]] = {}
+        found: dict[str, Kept] = {}
         for store in self._stores:
             missing = [key for key in keys if key not in found]
             if not missing:
@@ -147,15 +146,15 @@ class Recorded:
         if not keys:
             return {}
         found = self.store.replies(keys)
-        lent: dict[str, tuple[str, str]] = {}
+        lent: dict[str, Kept] = {}
         if self._siblings and len(found) < len(keys):
             lent = self._siblings.replies([key for key in keys if key not in found])
         self.tally.reused += len(found) + len(lent)
         if lent:
             self._keep_texts(turns)
-        for key, (reply, _) in lent.items():
-            self.store.put_call(key, descriptions[key], canon.loads(reply))
-        return {key: Answer(key, _read(reply), reply_id) for key, (reply, reply_id) in (found | lent).items()}
+        for key, kept in lent.items():
+            self.store.put_call(key, descriptions[key], kept.reply())
+        return {key: Answer(key, kept.reply(), kept.reply_id) for key, kept in (found | lent).items()}
 
     async def _send(
         self, keys: list[str], descriptions: list[dict[str, Any]], turns: Sequence[Turn], send: Any
@@ -190,7 +189,7 @@ class Recorded:
         self._keep_texts(turns)
         answers = {}
         for key, description, reply in zip(keys, descriptions, replies, strict=True):
-            answers[key] = Answer(key, reply, self.store.put_call(key, description, reply.as_dict()))
+            answers[key] = Answer(key, reply, self.store.put_call(key, description, reply))
             self.tally.made += 1
             self.tally.prompt_tokens += reply.n_prompt
             self.tally.completion_tokens += reply.n_completion
@@ -198,6 +197,3 @@ class Recorded:
             self.tally.by_kind[kind] = self.tally.by_kind.get(kind, 0) + 1
         return answers
 
-
-def _read(reply: str) -> Reply:
-    return Reply(**canon.loads(reply), reused=True)

@@ -1,7 +1,7 @@
 """The tables of `store.sqlite`. They open in sqlite3, Datasette and DuckDB.
 
 * `texts`    every text sent to a model, once, by content id
-* `calls`    every model call: the request (texts by id), the reply, and the reply's own id
+* `calls`    every model call: the request (texts by id), the reply and its id, and how and when it came
 * `records`  what became of the replies: prompts, responses, critiques, revisions, comparisons, questions
 * `prompts`  the order and side (train, held_out) of the prompts
 * `walks`    which prompts a phase has finished, and which failed and why
@@ -24,7 +24,8 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE texts (id TEXT PRIMARY KEY, text TEXT NOT NULL);
 CREATE TABLE calls (
     key TEXT PRIMARY KEY, kind TEXT NOT NULL, model TEXT NOT NULL,
-    request TEXT NOT NULL, reply TEXT NOT NULL, reply_id TEXT NOT NULL, made_at REAL NOT NULL
+    request TEXT NOT NULL, reply TEXT NOT NULL, reply_id TEXT NOT NULL,
+    circumstances TEXT NOT NULL, made_at REAL NOT NULL
 );
 CREATE TABLE records (id TEXT PRIMARY KEY, tag TEXT NOT NULL, prompt_id TEXT, phase TEXT, body TEXT NOT NULL);
 CREATE INDEX records_by_prompt ON records (phase, prompt_id);

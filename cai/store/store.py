@@ -14,9 +14,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cai import canon
+from cai.engine.model import Reply
 from cai.errors import StoreError
 from cai.records import Decision, Prompt, Record, parse
 from cai.store import ledger, schema
@@ -29,12 +30,24 @@ _STATEMENTS = {
     "clear_prompts": "DELETE FROM prompts",
     "supersede": "UPDATE records SET phase = phase || ' (superseded)' WHERE phase = ? AND prompt_id = ?",
     "texts": "INSERT OR IGNORE INTO texts VALUES (?, ?)",
-    "calls": "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?)",
+    "calls": "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     "records": "INSERT INTO records VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET phase = excluded.phase",
     "prompts": "INSERT OR REPLACE INTO prompts VALUES (?, ?, ?)",
     "walks": "INSERT OR REPLACE INTO walks VALUES (?, ?, ?, ?, ?)",
     "meta": "INSERT OR REPLACE INTO meta VALUES (?, ?)",
 }
+
+
+class Kept(NamedTuple):
+    """A reply as it lies in a store."""
+
+    content: str
+    circumstances: str
+    reply_id: str
+
+    def reply(self) -> Reply:
+        """Return the reply, marked as reused."""
+        return Reply(**canon.loads(self.content), **canon.loads(self.circumstances), reused=True)
 
 
 class Store:
@@ -68,12 +81,12 @@ class Store:
             self._texts.popitem(last=False)
         self._put("texts", (text_id, text))
 
-    def put_call(self, key: str, description: dict[str, Any], reply: dict[str, Any]) -> str:
+    def put_call(self, key: str, description: dict[str, Any], reply: Reply) -> str:
         """Keep a call and return the id of its reply."""
-        kept = canon.dumps(reply)
-        reply_id = canon.id_of_bytes(kept)
-        request = canon.dumps(description).decode()
-        row = (key, description["kind"], description["model"], request, kept.decode(), reply_id, time.time())
+        content = canon.dumps(reply.content())
+        reply_id = canon.id_of_bytes(content)
+        request, how = canon.dumps(description).decode(), canon.dumps(reply.circumstances()).decode()
+        row = (key, description["kind"], description["model"], request, content.decode(), reply_id, how, time.time())
         self._put("calls", row)
         return reply_id
 
@@ -165,8 +178,8 @@ class Store:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def replies(self, keys: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Return (reply JSON, reply id) of those of `keys` that were answered before."""
+    def replies(self, keys: Sequence[str]) -> dict[str, Kept]:
+        """Return what was answered before to those of `keys`."""
         return find_replies(self._reader, keys)
 
     def walk_states(self, phase: str) -> dict[str, tuple[str, str]]:
@@ -197,11 +210,13 @@ class Store:
         return self._reader
 
 
-def find_replies(connection: sqlite3.Connection, keys: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Return (reply JSON, reply id) of those of `keys` that a store has answers to."""
+def find_replies(connection: sqlite3.Connection, keys: Sequence[str]) -> dict[str, Kept]:
+    """Return what a store has been answered to those of `keys` that it knows."""
     marks = ",".join("?" * len(keys))
-    rows = connection.execute(f"SELECT key, reply, reply_id FROM calls WHERE key IN ({marks})", tuple(keys))
-    return {key: (reply, reply_id) for key, reply, reply_id in rows}
+    rows = connection.execute(
+        f"SELECT key, reply, circumstances, reply_id FROM calls WHERE key IN ({marks})", tuple(keys)
+    )
+    return {key: Kept(reply, circumstances, reply_id) for key, reply, circumstances, reply_id in rows}
 
 
 def _commit(connection: sqlite3.Connection, items: Sequence[tuple[str, Any]]) -> None:

@@ -16,6 +16,7 @@
 from cai.yamlfile.overrides import apply_overrides
 from cai.yamlfile.problems import COMMAND_LINE, Finding, Problem, ProblemsError, dotted, in_order, quoted, refusal
 from cai.yamlfile.reader import Loaded, load, read
+from cai.yamlfile.shapes import nearest
 
 __all__ = [
     "COMMAND_LINE",
@@ -27,6 +28,7 @@ __all__ = [
     "dotted",
     "in_order",
     "load",
+    "nearest",
     "quoted",
     "read",
     "refusal",

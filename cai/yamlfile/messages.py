@@ -109,7 +109,7 @@ def about_type(value: Any, path: Path, model: type[BaseModel], choices: str) -> 
         return _about_text(value, kinds, types, choices)
     if isinstance(value, (bool, int, float)) and str in kinds and not choices:
         return f"put it in quotes if it is text: {single_quoted(str(value).lower())}"
-    if isinstance(value, float) and value.is_integer() and kinds == {int}:
+    if isinstance(value, float) and value.is_integer() and int in kinds:
         return f"write {int(value)}"
     if isinstance(value, dict) and str in kinds:
         return "if it is one text, put it in quotes or on the next line after '>-'"

@@ -199,10 +199,10 @@ class _Reader:
         last = error["loc"][-1] if error["loc"] else ""
         if error["type"] == "missing" and isinstance(last, str):
             self.add_missing(path, last)
+        elif error["type"] == "extra_forbidden":
+            self.add_unknown(path, is_told=path in self.found or self.is_refused(path[:-1]))
         elif self.is_refused(path):
             return
-        elif error["type"] == "extra_forbidden":
-            self.add_unknown(path, is_told=path in self.found)
         elif error["type"] == "missing":
             wrong[path] = [{"type": "too_short", "ctx": {"min_length": int(last) + 1}}]
         elif error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]:

@@ -193,7 +193,7 @@ def _guarded(work: Callable[[], Reply | dict[str, Any]]) -> Reply:
 
 
 def _json(content: dict[str, Any], status: int = 200) -> Reply:
-    return Reply(status, orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS))
+    return Reply(status, orjson.dumps(content))
 
 
 def _failure(fault: Fault) -> Reply:

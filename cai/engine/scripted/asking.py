@@ -71,8 +71,6 @@ class Asking:
         is_bare = "nologprobs" in kinds
         choices: list[dict[str, Any]] = []
         prompt_tokens = generated = 0
-        for _, n_tokens in prompts:
-            check_length(n_tokens, self.script.max_model_len)
         for prompt, n_tokens in prompts:
             prompt_tokens += n_tokens
             for written in self._samples(prompt, n_tokens, ask, kinds):

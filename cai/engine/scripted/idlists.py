@@ -10,7 +10,7 @@ import orjson
 
 _OPEN = b'"prompt":[['
 _CLOSE = b"]]"
-_BETWEEN = b"],["
+_BETWEEN = b",["
 
 
 def split_prompts(body: bytes) -> tuple[bytes, list[bytes]] | None:
@@ -19,11 +19,15 @@ def split_prompts(body: bytes) -> tuple[bytes, list[bytes]] | None:
     A quote inside a JSON string is escaped, so that no string can hold the marker that is looked for.
     """
     start = body.find(_OPEN)
-    end = body.find(_CLOSE, start) if start >= 0 else -1
+    end = body.rfind(_CLOSE, start) if start >= 0 else -1
     if end < 0:
         return None
-    inside = body[start + len(_OPEN) : end]
-    return body[:start] + b'"prompt":null' + body[end + len(_CLOSE) :], inside.split(_BETWEEN)
+    # Splitting at one byte is several times faster than at three.
+    first, *others = body[start + len(_OPEN) : end].split(b"]")
+    if not all(ids.startswith(_BETWEEN) for ids in others):
+        return None
+    lists = [first, *(ids[len(_BETWEEN) :] for ids in others)]
+    return body[:start] + b'"prompt":null' + body[end + len(_CLOSE) :], lists
 
 
 def read_prompts(lists: list[bytes]) -> list[tuple[bytes, int]]:

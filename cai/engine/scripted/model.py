@@ -16,15 +16,16 @@ from cai.engine.scripted.rules import draws, parse_rule
 FLOOR_LOGPROB = -20.0
 """Log-probability (nats) of a token that the scripted model does not think of at all."""
 
+_FLOOR = math.exp(FLOOR_LOGPROB)
+
 TOKEN_TEXTS = tuple(bytes([i]).decode(errors="replace") for i in range(END_OF_TEXT)) + ("<|endoftext|>",)
 TOKEN_NAMES = tuple(f"token_id:{i}" for i in range(VOCAB_SIZE))
 
 _A, _B = b"AB"
 _LOWER = frozenset(b"ab")
 _DIGITS = frozenset(b"123456789")
-_LEAD_SHARE = 0.6
-_OTHERS = ((ord("\n"), 0.2), (ord("T"), 0.1), (ord("*"), 0.06), (ord("("), 0.04))
-"""Where the probability outside the options goes, beside the verdict's leading token."""
+_OTHERS = tuple(b"\nT*(")
+"""Tokens that are always there to be less likely than the one that was meant."""
 
 
 class Ask(NamedTuple):
@@ -80,8 +81,13 @@ class ScriptedModel:
             comparison = Comparison(fenced_answer(prompt) or prompt, b"", b"")
         verdict = self.rule(comparison)
         outside = verdict.outside
-        masses = {token: outside * share for token, share in _OTHERS}
-        masses[verdict.lead] = outside * _LEAD_SHARE
+        masses = {
+            ord("\n"): outside * 0.2,
+            ord("T"): outside * 0.1,
+            ord("*"): outside * 0.06,
+            ord("("): outside * 0.04,
+            verdict.lead: outside * 0.6,
+        }
         inside = 1.0 - outside
         if labels and _DIGITS.issuperset(labels):
             masses.update(_scale(labels, verdict.p_a, inside))
@@ -160,7 +166,7 @@ def _scale(labels: Sequence[int], quality: float, inside: float) -> dict[int, fl
 
 
 def _log(mass: float) -> float:
-    return max(math.log(mass), FLOOR_LOGPROB) if mass > 0.0 else FLOOR_LOGPROB
+    return math.log(mass) if mass > _FLOOR else FLOOR_LOGPROB
 
 
 def _step(masses: dict[int, float], token: int, ask: Ask) -> dict[int, float]:
@@ -177,7 +183,7 @@ def _step(masses: dict[int, float], token: int, ask: Ask) -> dict[int, float]:
 
 def _certain(token: int, ask: Ask) -> dict[int, float]:
     """Return the position of a token that nothing competes with."""
-    others = ask.labels or [other for other, _ in _OTHERS][: ask.top]
+    others = ask.labels or _OTHERS[: ask.top]
     return {token: -1e-6} | {other: FLOOR_LOGPROB for other in others if other != token}
 
 
@@ -200,7 +206,7 @@ def text_steps(model: str, before: bytes, ids: Sequence[int], top: int | None) -
     steps = []
     for token in ids:
         logprob = table[(previous * 31 + token) & 255]
-        others = {other: logprob - 1.0 - i for i, (other, _) in enumerate(_OTHERS) if other != token and i < (top or 0)}
+        others = {other: logprob - 1.0 - i for i, other in enumerate(_OTHERS) if other != token and i < (top or 0)}
         steps.append({token: logprob} | others)
         previous = token
     return steps

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from cai.engine.bytetokens import TURN_CLOSE, TURN_OPEN
 
 FENCE_CHARS = 12
+_MARKER_CHARS = len("<<answer A >>") + FENCE_CHARS
 _END_B = b"<<end answer B "
 _PRINCIPLE = b"Principle:"
 _FENCED = re.compile(rb"<<(answer A|answer B|answer|conversation) ([0-9a-f]{12})>>\n?(.*?)\n?<<end \1 \2>>", re.DOTALL)
@@ -39,21 +40,16 @@ def read_comparison(text: bytes) -> Comparison | None:
     if end_b < 0:
         return None
     fence = text[end_b + len(_END_B) : end_b + len(_END_B) + FENCE_CHARS]
-    b_from, b_to = _span(text, b"answer B " + fence)
-    a_from, a_to = _span(text, b"answer A " + fence)
-    if b_from < 0 or a_from < 0:
+    end_a = text.rfind(b"<<end answer A %b>>" % fence)
+    start_b = text.rfind(b"<<answer B %b>>" % fence, 0, end_b)
+    start_a = text.rfind(b"<<answer A %b>>" % fence, 0, end_a) if end_a >= 0 else -1
+    if start_a < 0 or start_b < 0:
         return None
-    principle = _principle(text, min(a_from, b_from), max(a_to, b_to), fence)
+    principle = _principle(text, min(start_a, start_b), max(end_a, end_b), fence)
     if principle is None:
         return None
-    return Comparison(text[a_from:a_to].strip(), text[b_from:b_to].strip(), principle)
-
-
-def _span(text: bytes, name: bytes) -> tuple[int, int]:
-    """Return where the last block called `name` begins and ends inside its markers; (-1, -1) if there is none."""
-    end = text.rfind(b"<<end " + name + b">>")
-    start = text.rfind(b"<<" + name + b">>", 0, end) if end >= 0 else -1
-    return (start + len(name) + 4, end) if start >= 0 else (-1, -1)
+    a = text[start_a + _MARKER_CHARS : end_a].strip()
+    return Comparison(a, text[start_b + _MARKER_CHARS : end_b].strip(), principle)
 
 
 def _principle(text: bytes, pair_from: int, pair_to: int, fence: bytes) -> bytes | None:

@@ -86,12 +86,12 @@ def prompt_steps(prompt: bytes, ask: Ask) -> list[dict[int, float] | None]:
     return [None, *text_steps(ask.model, prompt[:1], list(prompt[1:]), ask.prompt_top)][: len(prompt)]
 
 
-def prompt_logprobs(prompt: bytes, ask: Ask) -> list[dict[int, Any] | None]:
+def prompt_logprobs(prompt: bytes, ask: Ask) -> list[dict[str, Any] | None]:
     """Return `prompt_logprobs`: per token its log-probability, rank and text, under its id."""
     return [
         step
         and {
-            token: {"logprob": logprob, "rank": rank, "decoded_token": TOKEN_TEXTS[token]}
+            str(token): {"logprob": logprob, "rank": rank, "decoded_token": TOKEN_TEXTS[token]}
             for rank, (token, logprob) in enumerate(step.items(), 1)
         }
         for step in prompt_steps(prompt, ask)

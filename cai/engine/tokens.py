@@ -1,0 +1,245 @@
+"""From a conversation to token ids, exactly as the model's chat template wants it, and never by the server.
+
+* A text of ours or of a model never becomes a control token: where a turn spells one (`<|im_end|>`), that turn is
+  encoded with special tokens switched off.
+* Prompts that share their beginning share its encoding. The cut lies before a special token, where tokenizers never
+  merge, so head and tail together are what the whole would be.
+
+`tokenizer.json` is read by the `tokenizers` library alone, which starts in milliseconds; models without one go through
+transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from cai.engine.bytetokens import ByteTokenizer
+from cai.errors import UserError
+from cai.templates import Turn
+
+_MARK = "\ue000{}\ue001"
+"""Stands in a rendered template for a turn that spells a special token."""
+_TAILS_KEPT = 4096
+
+
+class Tokens:
+    """A model's tokenizer and chat template."""
+
+    def __init__(
+        self, encode: Callable[[str, bool], list[int]], template: str, special: Sequence[str],
+        names: dict[str, str], max_len: int | None, source: str,
+    ) -> None:
+        """`encode(text, plain)` encodes with special tokens recognised, or with `plain` as mere text."""
+        self.max_len = max_len
+        self._encode = encode
+        self._special = tuple(s for s in special if s)
+        self._names = names
+        self._source = source
+        self._template = _environment().from_string(template)
+        self._encode_tail = lru_cache(maxsize=_TAILS_KEPT)(lambda text: tuple(encode(text, False)))
+        self._option_cache: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+
+    @classmethod
+    def load(cls, model: str, revision: str | None = None) -> Tokens:
+        """Return the tokenizer of a folder or a hub id. Raises UserError where it has no chat template."""
+        folder = Path(model) if Path(model).is_dir() else _from_hub(model, revision)
+        settings = _json(folder / "tokenizer_config.json")
+        template = _chat_template(folder, settings)
+        if template is None:
+            raise UserError(f"{model}: its tokenizer has no chat template; use an instruct model, or add "
+                            "chat_template.jinja to its folder")
+        if not (folder / "tokenizer.json").exists():
+            return cls._through_transformers(folder, template, settings)
+        import tokenizers
+
+        aware = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        plain = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        plain.encode_special_tokens = True
+        aware.no_truncation()
+        plain.no_truncation()
+        special = [t.content for t in aware.get_added_tokens_decoder().values() if t.special]
+
+        def encode(text: str, as_plain: bool) -> list[int]:
+            return (plain if as_plain else aware).encode(text, add_special_tokens=False).ids
+
+        return cls(encode, template, special, _names(settings), _context(folder), model)
+
+    @classmethod
+    def _through_transformers(cls, folder: Path, template: str, settings: dict[str, Any]) -> Tokens:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+
+        def encode(text: str, as_plain: bool) -> list[int]:
+            return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=as_plain))
+
+        return cls(encode, template, tokenizer.all_special_tokens, _names(settings), _context(folder), str(folder))
+
+    # -- conversations -----------------------------------------------------------------------------------------------
+
+    def prompt_ids(self, turns: Sequence[Turn], *, open_final: bool) -> list[int]:
+        """Return the ids of a conversation, ready for the assistant's turn (or in the middle of its open one)."""
+        hostile = {i: t.text for i, t in enumerate(turns) if self._spells_special(t.text)}
+        if not hostile:
+            return self._encode(self.render(turns, open_final=open_final), False)
+        marked = [Turn(t.role, _MARK.format(i)) if i in hostile else t for i, t in enumerate(turns)]
+        return self._splice(self.render(marked, open_final=open_final), hostile)
+
+    def group_ids(self, head: Sequence[Turn], tails: Sequence[Sequence[Turn]]) -> list[list[int]]:
+        """Return the ids of head + tail for every tail; each tail ends in an open assistant turn."""
+        if any(self._spells_special(t.text) for turns in (head, *tails) for t in turns):
+            return [self.prompt_ids((*head, *tail), open_final=True) for tail in tails]
+        start = self.render(head, open_final=False, generate=False)
+        whole = [self.render((*head, *tail), open_final=True) for tail in tails]
+        if not all(self._cuts_cleanly(start, text) for text in whole):
+            return [self._encode(text, False) for text in whole]
+        ids = self._encode(start, False)
+        return [ids + list(self._encode_tail(text[len(start) :])) for text in whole]
+
+    def option_ids(self, tail: Sequence[Turn], options: Sequence[str]) -> list[int]:
+        """Return the first token by which each option continues the open turn.
+
+        Raises UserError where two options begin with the same token: their probabilities could not be told apart.
+        """
+        key = (tail[-1].text, tuple(options))
+        if key not in self._option_cache:
+            self._option_cache[key] = self._first_tokens(tail[-1].text, options)
+        return self._option_cache[key]
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Return the ids of an answer, as mere text."""
+        return self._encode(text, True)
+
+    def render(self, turns: Sequence[Turn], *, open_final: bool, generate: bool = True) -> str:
+        """Return the conversation as the chat template writes it; with `open_final` the last turn is left open."""
+        messages = [{"role": t.role, "content": t.text} for t in turns]
+        try:
+            if not open_final:
+                return self._template.render(messages=messages, add_generation_prompt=generate, **self._names)
+            mark = _MARK.format("end")
+            messages[-1]["content"] = mark
+            text = self._template.render(messages=messages, add_generation_prompt=False, **self._names)
+        except TemplateError as error:
+            raise UserError(f"{self._source}: its chat template refuses this conversation ({error.message})") from error
+        return text[: text.index(mark)] + turns[-1].text
+
+    # -- how -----------------------------------------------------------------------------------------------------------
+
+    def _spells_special(self, text: str) -> bool:
+        return any(special in text for special in self._special)
+
+    def _splice(self, rendered: str, hostile: dict[int, str]) -> list[int]:
+        ids: list[int] = []
+        for i, text in hostile.items():
+            before, _, rendered = rendered.partition(_MARK.format(i))
+            ids += self._encode(before, False) + self._encode(text, True)
+        return ids + (self._encode(rendered, False) if rendered else [])
+
+    def _cuts_cleanly(self, start: str, whole: str) -> bool:
+        return whole.startswith(start) and whole.startswith(self._special, len(start))
+
+    def _first_tokens(self, text: str, options: Sequence[str]) -> list[int]:
+        before = self._encode(text, True)
+        gap = "" if not text or text[-1] in " \n(\"'" else " "
+        found = []
+        for option in options:
+            after = self._encode(text + gap + option, True)
+            if after[: len(before)] != before or len(after) == len(before):
+                raise UserError(f"{self._source}: option '{option}' merges with the text before it ({text[-20:]!r}); "
+                                "end the template's last turn differently")
+            found.append(after[len(before)])
+        if len(set(found)) < len(found):
+            raise UserError(f"{self._source}: the options {list(options)} begin with the same token; end the "
+                            "template's last turn differently")
+        return found
+
+
+class ByteTokens:
+    """The scripted server's tokenizer: one token per UTF-8 byte."""
+
+    def __init__(self, max_len: int | None = None) -> None:
+        self.max_len = max_len
+        self._bytes = ByteTokenizer()
+
+    def prompt_ids(self, turns: Sequence[Turn], *, open_final: bool) -> list[int]:
+        """As Tokens."""
+        messages = [{"role": t.role, "content": t.text} for t in turns]
+        return self._bytes.encode(self._bytes.render(messages, continue_final_message=open_final))
+
+    def group_ids(self, head: Sequence[Turn], tails: Sequence[Sequence[Turn]]) -> list[list[int]]:
+        """As Tokens."""
+        messages = [{"role": t.role, "content": t.text} for t in head]
+        start = self._bytes.encode(self._bytes.render(messages, add_generation_prompt=False))
+        return [start + self.prompt_ids(tail, open_final=True) for tail in tails]
+
+    def option_ids(self, tail: Sequence[Turn], options: Sequence[str]) -> list[int]:
+        """As Tokens: an option's first byte."""
+        return [option.encode()[0] for option in options]
+
+    def answer_ids(self, text: str) -> list[int]:
+        """As Tokens."""
+        return self._bytes.encode(text)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Return the environment chat templates are written for, sandboxed: a model's folder is not trusted."""
+
+    def fail(message: str) -> None:
+        raise TemplateError(message)
+
+    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    env.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    env.globals["raise_exception"] = fail
+    # A template that writes today's date would change every request key at midnight: its date stands still.
+    env.globals["strftime_now"] = lambda _: "1 January 2026"
+    return env
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        template = next((t["template"] for t in template if t.get("name") == "default"), None)
+    return template
+
+
+def _names(settings: dict[str, Any]) -> dict[str, str]:
+    """Return the special tokens that templates name, such as `bos_token`."""
+    found = {}
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        value = settings.get(name)
+        value = value.get("content") if isinstance(value, dict) else value
+        if isinstance(value, str):
+            found[name] = value
+    return found
+
+
+def _context(folder: Path) -> int | None:
+    config = _json(folder / "config.json")
+    found = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
+    return int(found) if found else None
+
+
+def _from_hub(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["tokenizer*", "*.model", "chat_template*", "config.json", "vocab*", "merges*", "special_tokens_map.json"]
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+    except Exception as error:
+        raise UserError(f"model '{model}': no such folder, and the hub did not give it ({type(error).__name__}); "
+                        "check the name, the network and HF_TOKEN") from error

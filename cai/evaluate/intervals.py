@@ -1,0 +1,114 @@
+"""Intervals: Wilson for a share of independent trials, a bootstrap over prompts for everything that repeats per prompt.
+
+Several answers to one prompt resemble each other, so the prompt is what is drawn anew: a cluster is one row of sums
+and counts, and a statistic is a function of the rows' column totals, such as a mean (sum over count).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from operator import itemgetter
+from statistics import NormalDist
+from typing import Any
+
+LEVEL = 0.95
+"""Confidence level of every interval."""
+RESAMPLES = 2000
+"""Bootstrap resamples."""
+LEAST_CLUSTERS = 8
+"""Below so many prompts a bootstrap promises more than it keeps, and no interval is given."""
+METHOD = (
+    f"{LEVEL:.0%} percentile bootstrap, {RESAMPLES} seeded resamples of whole prompts (answers to one prompt stay "
+    f"together); none below {LEAST_CLUSTERS} prompts"
+)
+
+Totals = Sequence[float]
+Statistic = Callable[[Totals], float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure and how far chance alone could move it."""
+
+    value: float
+    """The figure itself."""
+    low: float | None
+    """Lower end of the interval; None where there are too few prompts for one."""
+    high: float | None
+    """Upper end."""
+    n_prompts: int
+    """Prompts that say something about it."""
+    clear: bool
+    """Whether the interval excludes the value of no effect."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON can say it."""
+        return asdict(self)
+
+
+def wilson(n_hits: int, n: int, *, level: float = LEVEL) -> tuple[float, float] | None:
+    """Return the Wilson score interval of a share (Wilson 1927); None of nothing."""
+    if not n:
+        return None
+    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    p = n_hits / n
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def mean(totals: Totals) -> float | None:
+    """Return the mean of rows (sum, count)."""
+    return totals[0] / totals[1] if totals[1] else None
+
+
+def difference(totals: Totals) -> float | None:
+    """Return the second mean less the first, of rows (sum before, count, sum after, count)."""
+    before, after = mean(totals[:2]), mean(totals[2:])
+    return None if before is None or after is None else after - before
+
+
+def ratio(totals: Totals) -> float | None:
+    """Return the second mean over the first, of rows (sum before, count, sum after, count)."""
+    before, after = mean(totals[:2]), mean(totals[2:])
+    return after / before if before and after is not None else None
+
+
+def estimate(
+    rows: Sequence[Totals], statistic: Statistic, *, no_effect: float = 0.0, seed: int = 0, resamples: int = RESAMPLES
+) -> Estimate | None:
+    """Return a statistic of the rows' totals with its interval; None where the statistic has no value.
+
+    Every cluster is one row of equally many numbers. A row of zeros stands for a prompt that says nothing here.
+    """
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    value = statistic([math.fsum(column) for column in columns]) if rows else None
+    if value is None:
+        return None
+    n_prompts = sum(any(row) for row in rows)
+    low = high = None
+    if n_prompts >= LEAST_CLUSTERS:
+        drawn = (statistic([sum(pick(c)) for c in columns]) for pick in _picks(len(rows), seed, resamples))
+        values = sorted(v for v in drawn if v is not None)
+        low, high = quantile(values, (1 - LEVEL) / 2), quantile(values, (1 + LEVEL) / 2)
+    clear = low is not None and high is not None and not low <= no_effect <= high
+    return Estimate(value, low, high, n_prompts, clear)
+
+
+@lru_cache(maxsize=2)
+def _picks(n: int, seed: int, resamples: int) -> tuple[Callable[[Sequence[float]], tuple[float, ...]], ...]:
+    """Return the resamples as functions that pick their rows from a column; all figures share the same ones."""
+    drawn, places = random.Random(seed), list(range(n))
+    return tuple(itemgetter(*drawn.choices(places, k=n)) for _ in range(resamples))
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """Return the value below which `share` (0 to 1) of the ordered values lie, between two of them in proportion."""
+    place = share * (len(ordered) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])

@@ -1,0 +1,110 @@
+"""Geometry of the page's figures. The template draws them; everything here is numbers and words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from cai.report.words import number
+
+WIDTH, HEIGHT = 640, 190
+"""Of a training curve, in SVG units."""
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 10, 26
+_NOT_CURVES = frozenset(
+    ("step", "steps", "epoch", "lr", "learning_rate", "time", "seconds", "tokens", "rows", "samples", "eta_s")
+)
+_MOST_CURVES = 4
+
+
+def curves(rows: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
+    """Return a figure for the loss and for a few more quantities of a training curve; empty below two steps."""
+    names = dict.fromkeys(name for row in rows for name in row if name not in _NOT_CURVES)
+    ordered = sorted(names, key=lambda name: name != "loss")
+    figures = (curve(name, [(row["step"], row[name]) for row in rows if name in row]) for name in ordered)
+    return [figure for figure in figures if figure][:_MOST_CURVES]
+
+
+def curve(name: str, points: Sequence[tuple[float, float]]) -> dict[str, Any] | None:
+    """Return one quantity over the steps as a polyline with ticks and a description in words."""
+    if len(points) < 2 or points[0][0] == points[-1][0]:
+        return None
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    y_ticks = ticks(min(ys), max(ys))
+    low, high = min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - xs[0]) / (xs[-1] - xs[0])
+        up = (y - low) / (high - low)
+        return _LEFT + across * (WIDTH - _LEFT - _RIGHT), HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM)
+
+    smooth = smoothed(ys)
+    return {
+        "name": name.replace("_", " "),
+        "line": _path([place(x, y) for x, y in points]),
+        "smooth": _path([place(x, y) for x, y in zip(xs, smooth, strict=True)]) if len(ys) >= 12 else None,
+        "y_ticks": [{"at": place(xs[0], y)[1], "label": f"{y:,.6g}"} for y in y_ticks],
+        "x_ticks": [{"at": place(x, low)[0], "label": f"{x:,.6g}"} for x in _steps(xs)],
+        "description": _in_words(name, xs, ys),
+    }
+
+
+def _in_words(name: str, xs: Sequence[float], ys: Sequence[float]) -> str:
+    least, most = min(range(len(ys)), key=ys.__getitem__), max(range(len(ys)), key=ys.__getitem__)
+    return (
+        f"{name.replace('_', ' ')} from {number(ys[0])} at step {number(xs[0])} to {number(ys[-1])} at step "
+        f"{number(xs[-1])}; lowest {number(ys[least])} at step {number(xs[least])}, highest {number(ys[most])} at step "
+        f"{number(xs[most])}"
+    )
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Return a centred moving average over about a tenth of the values, narrower at the ends."""
+    reach = max(1, len(values) // 20)
+    return [
+        sum(near) / len(near) for i in range(len(values)) if (near := values[max(0, i - reach) : i + reach + 1])
+    ]
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Return two to `most` round numbers that span the values from `low` to `high`."""
+    if high - low < 1e-12:
+        pad = abs(low) * 0.1 or 1.0
+        low, high = low - pad, high + pad
+    for step in _round_steps((high - low) / most):
+        first, last = math.floor(low / step), math.ceil(high / step)
+        if last - first < most:
+            break
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def _round_steps(least: float) -> list[float]:
+    unit = 10.0 ** math.floor(math.log10(least))
+    return [factor * unit for factor in (1, 2, 2.5, 5, 10, 20, 25, 50)]
+
+
+def _steps(xs: Sequence[float]) -> list[float]:
+    """Return about five steps to label, the first and the last among them."""
+    n = min(5, len(xs))
+    return [xs[round(i * (len(xs) - 1) / (n - 1))] for i in range(n)]
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+STATE_ORDER = ("kept", "overridden", "tied", "abstained", "filtered", "invalid", "refused", "failed")
+"""From what is trained on to what went wrong, as the bar shows it."""
+
+
+def bar(counts: dict[str, Any]) -> dict[str, Any]:
+    """Return where comparisons ended as parts of one bar of 100 units, with a description in words."""
+    total = counts["comparisons"] or 1
+    parts, at = [], 0.0
+    for state in STATE_ORDER:
+        if counts[state]:
+            width = 100 * counts[state] / total
+            parts.append({"state": state, "at": at, "width": width, "n": counts[state]})
+            at += width
+    described = ", ".join(f"{part['n']:,} {part['state']}" for part in parts) or "none"
+    return {"parts": parts, "description": f"of {counts['comparisons']:,} comparisons: {described}"}

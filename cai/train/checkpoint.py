@@ -1,0 +1,169 @@
+"""A training's folder: the state it resumes from, and the checkpoint it leaves.
+
+    OUT/
+      adapter/ or model/    the trained weights as safetensors; appears whole, by a rename
+      curve.jsonl           one line a step: loss, learning rate, tokens/s …
+      checkpoint.json       what was trained on what; written last, so without it there is no checkpoint
+      state/                while training: weights (safetensors) and optimizer state, each with a seal written last
+
+Nothing that could run code is ever loaded: optimizer, scheduler and random state are read with `weights_only=True`,
+and `training_args.bin`, which the trainer would write beside them, is removed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cai import __version__, canon
+from cai.errors import TrainError, UserError
+from cai.manifest import write_atomically
+
+SCHEMA = 1
+SEAL = "seal.json"
+TRAINING_ARGS = "training_args.bin"
+"""A pickle the trainer writes and nobody here reads: it is removed wherever it appears."""
+_WRITTEN_BY = ("torch", "transformers", "trl", "peft", "accelerate")
+
+
+class Folder:
+    """The folder of one training, owned by one process at a time."""
+
+    def __init__(self, out: Path, fingerprint: dict[str, Any]) -> None:
+        self.out = out
+        self.state = out / "state"
+        self.curve = out / "curve.jsonl"
+        self.fingerprint = fingerprint
+        """What must be equal for a state to be resumed: method, settings, rows, base, seed."""
+
+    @contextmanager
+    def owned(self) -> Iterator[Folder]:
+        """Hold the folder. Raises UserError where another process trains into it."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        with open(self.out / ".lock", "w", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"{self.out}: another process trains into this folder; wait for it or stop it") from None
+            yield self
+
+    def finished(self) -> dict[str, Any] | None:
+        """Return the manifest of the checkpoint that is here, or None. Raises UserError where it is another one's."""
+        path = self.out / "checkpoint.json"
+        if not path.exists():
+            return None
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        differing = [k for k, v in self.fingerprint.items() if manifest.get(k) != v]
+        if differing:
+            raise UserError(f"{self.out}: holds a finished checkpoint with other {', '.join(differing)}; "
+                            "name another folder or remove this one")
+        check_whole(self.out, manifest)
+        return manifest
+
+    def open_state(self, choose: Callable[[], dict[str, Any]]) -> tuple[Path | None, dict[str, Any]]:
+        """Return the last sealed state of this very training (None to start anew), and what was chosen at its start.
+
+        `choose` makes the choices of a new training, such as the precision that this machine is fastest with; a
+        resumed one keeps its own. The state of any other training is removed.
+        """
+        path = self.state / "training.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if known.get("training") != json.loads(canon.dumps(self.fingerprint)):
+            shutil.rmtree(self.state, ignore_errors=True)
+            known = {"training": self.fingerprint, "chosen": choose()}
+            write_atomically(path, canon.dumps(known))
+        sealed = [state for state in self.state.glob("checkpoint-*") if _is_sealed(state)]
+        last = max(sealed, key=_step_of, default=None)
+        self._cut_curve(_step_of(last) if last else 0)
+        return last, known["chosen"]
+
+    def seal(self, state: Path) -> None:
+        """Push a state to the disk, mark it as whole, and only then let go of the earlier ones."""
+        (state / TRAINING_ARGS).unlink(missing_ok=True)
+        sizes = {path.name: _fsync(path) for path in sorted(state.iterdir()) if path.is_file()}
+        write_atomically(state / SEAL, canon.dumps(sizes))
+        for other in self.state.glob("checkpoint-*"):
+            if other != state:
+                shutil.rmtree(other)
+
+    def finish(self, kind: str, part: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Publish the weights in `part` as OUT/`kind`, then the manifest; return the manifest as written."""
+        for stray in (TRAINING_ARGS, "README.md"):
+            (part / stray).unlink(missing_ok=True)
+        files = {f"{kind}/{p.name}": _fsync(p) for p in sorted(part.iterdir()) if p.is_file()}
+        target = self.out / kind
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
+        weights = content_of(target)
+        body = {"schema": SCHEMA, **self.fingerprint, **manifest, "kind": kind, "weights_id": weights, "files": files}
+        body["versions"] = {"cai": __version__, **{name: _version(name) for name in _WRITTEN_BY}}
+        write_atomically(self.out / "checkpoint.json", json.dumps(body, indent=1, ensure_ascii=False))
+        shutil.rmtree(self.state, ignore_errors=True)
+        return body
+
+    def _cut_curve(self, step: int) -> None:
+        """Forget the curve after `step`: those steps will be made again."""
+        if self.curve.exists():
+            lines = (line for line in self.curve.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            write_atomically(self.curve, "".join(line + "\n" for line in kept))
+
+
+def check_whole(out: Path, manifest: dict[str, Any]) -> None:
+    """Raise TrainError where a finished checkpoint misses a file or one was cut short."""
+    for name, size in manifest["files"].items():
+        path = out / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            raise TrainError(f"{path}: {'missing' if found is None else f'{found} bytes'}, {size} bytes expected; the "
+                             f"checkpoint is damaged, remove {out} and train again")
+
+
+def content_of(folder: str | Path) -> str:
+    """Return the content id of a model's or adapter's folder: its weights and configuration, byte for byte.
+
+    A model that is not a local folder is identified by its name.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return str(folder)
+    digest = hashlib.blake2b(digest_size=20)
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")]):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return canon.ID_PREFIX + digest.hexdigest()
+
+
+def _is_sealed(state: Path) -> bool:
+    try:
+        sizes = json.loads((state / SEAL).read_text(encoding="utf-8"))
+        return all((state / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _step_of(state: Path) -> int:
+    return int(state.name.rpartition("-")[2])
+
+
+def _fsync(path: Path) -> int:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return path.stat().st_size
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

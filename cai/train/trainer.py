@@ -1,0 +1,175 @@
+"""What the trainers share: the model, the arguments, and our hooks into TRL's training loop.
+
+The loop is the `transformers` Trainer below TRL's trainers, so `accelerate launch` works; we add our batches, a loss
+that stops on NaN, sealed resume state and progress.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import SequentialSampler
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from cai import canon
+from cai.config import TrainerSection
+from cai.errors import TrainError
+from cai.train.data import Example
+from cai.train.job import Job
+
+
+class Hooks:
+    """Mixed in before a TRL trainer. Expects `self.job`."""
+
+    job: Job
+    n_tokens_seen = 0
+    """Tokens in forward and backward passes on this process, prompts and padding-free."""
+
+    def _send_telemetry(self) -> None:
+        """Send nothing: TRL would report that it is used."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none: TRL's would overwrite ours."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset  # rendered and tokenised already, see cai.train.data
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)  # the dataset is in the order of training already
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            self.job.folder.seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+    def examples_of(self, inputs: dict[str, Any]) -> list[Example]:
+        """Return the rows of a batch."""
+        return [self.job.examples[i] for i in inputs["row"].tolist()]
+
+    def checked(self, loss: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return the loss, or raise TrainError with the ids of the rows where it is not finite."""
+        if not torch.isfinite(loss):
+            ids = ", ".join(e.id for e in self.examples_of(inputs))
+            raise TrainError(f"the loss is {loss.item()} at step {self.state.global_step + 1}; the rows of this batch: "
+                             f"{ids}. lower learning_rate, or look at these rows")
+        return loss
+
+
+class Progress(TrainerCallback):
+    """Writes the curve, tells how far training is, and passes on a request to stop."""
+
+    def __init__(self, job: Job, tokens_seen: Callable[[], int]) -> None:
+        self._job, self._tokens_seen = job, tokens_seen
+        self._start: tuple[int, float, int] | None = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock with the first step of this session, so that a resumed training estimates rightly."""
+        if self._start is None:
+            self._start = (state.global_step, time.monotonic(), self._tokens_seen())
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and leave where that was asked for."""
+        if self._job.stop.is_set():
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Add a line to the curve."""
+        if not logs or "loss" not in logs or not state.is_world_process_zero:
+            return
+        row = self._row(state, logs)
+        with self._job.folder.curve.open("ab") as file:
+            file.write(canon.dumps(row) + b"\n")
+        if self._job.on_step:
+            self._job.on_step(row)
+
+    def _row(self, state: Any, logs: dict[str, Any]) -> dict[str, Any]:
+        assert self._start is not None
+        first, began, tokens = self._start
+        elapsed_s = time.monotonic() - began
+        left = state.max_steps - state.global_step
+        named = {"learning_rate": "lr", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
+        row = {named.get(k, k): v for k, v in logs.items() if isinstance(v, int | float) and math.isfinite(v)}
+        return {
+            **row,
+            "step": state.global_step,
+            "steps": state.max_steps,
+            "eta_s": round(left * elapsed_s / max(1, state.global_step - first), 1),
+            "tokens_per_s": round((self._tokens_seen() - tokens) / max(elapsed_s, 1e-9), 1),
+        }
+
+
+def load_model(job: Job) -> Any:
+    """Return the base model in the precision of the job. Weights that are trained stay in float32.
+
+    Rounding every small update to bfloat16 would lose most of it; a frozen base loses nothing.
+    """
+    frozen = job.settings.lora is not None
+    dtype = torch.bfloat16 if job.dtype == "bfloat16" and frozen else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(job.base, dtype=dtype, use_safetensors=True)
+    model.config.use_cache = False
+    return model
+
+
+def lora_config(settings: TrainerSection) -> Any:
+    """Return peft's configuration of the adapter, or None to train all weights."""
+    if settings.lora is None:
+        return None
+    from peft import LoraConfig
+
+    lora = settings.lora
+    targets = lora.targets if lora.targets == "all-linear" else list(lora.targets)
+    return LoraConfig(
+        task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets
+    )
+
+
+def arguments(job: Job, **further: Any) -> dict[str, Any]:
+    """Return the keyword arguments that every TRL config takes from us."""
+    from accelerate import PartialState
+
+    settings, steps = job.settings, job.steps
+    on_cpu = job.device == "cpu"
+    state = PartialState(cpu=on_cpu)
+    accumulation = max(1, settings.batch_size // (settings.micro_batch_size * state.num_processes))
+    return {
+        "output_dir": str(job.folder.state),
+        "max_steps": steps,
+        "per_device_train_batch_size": settings.micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule),
+        "warmup_steps": math.ceil(settings.warmup * steps),
+        "weight_decay": 0.0,
+        "max_length": None,
+        "seed": job.seed,
+        "data_seed": job.seed,
+        "use_cpu": on_cpu,
+        "bf16": job.dtype == "bfloat16",
+        "gradient_checkpointing": not on_cpu,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": settings.save_steps or max(1, steps // 10),
+        "report_to": [],
+        "push_to_hub": False,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": not on_cpu,
+        **further,
+    }
+
+
+def dataset(job: Job, columns: dict[str, list[Any]] | None = None) -> Any:
+    """Return the rows in the order of training, as TRL wants them: a `datasets.Dataset` of row numbers.
+
+    `columns` adds a value per row.
+    """
+    from datasets import Dataset
+
+    return Dataset.from_dict({"row": list(range(len(job.examples))), **(columns or {})}).select(job.order)

@@ -1,0 +1,136 @@
+"""The command line: every command explains itself with an example, quickly, and tells mistakes from faults."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cai.cli import _parser
+from cai.cli.terminal import clean, table
+from tests import runs
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = {"init", "plan", "run", "status", "pairs", "train", "report", "constitution", "model", "serve", "doctor"}
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from parsers(child)
+
+
+def test_every_command_is_there_and_has_an_example() -> None:
+    names = set()
+    for parser in parsers(_parser()):
+        words = parser.prog.split()[1:]
+        names |= set(words[:1])
+        assert not words or f"example:\n  {parser.prog}" in (parser.epilog or ""), parser.prog
+    assert names == COMMANDS
+
+
+def test_examples_parse() -> None:
+    whole = _parser()
+    for parser in parsers(whole):
+        if parser.prog == "cai":
+            continue
+        example = (parser.epilog or "").splitlines()[1].split(">")[0].split()[1:]
+        whole.parse_args(example)
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    assert "invalid choice: 'rnu'" in runs.cai("rnu", check=2).stderr
+
+
+def test_a_missing_config_says_where_it_was_looked_for() -> None:
+    said = runs.cai("run", "nowhere.yaml", check=2).stderr
+    assert said.startswith("cai: 'nowhere.yaml': no such file") and "Traceback" not in said
+
+
+@given(st.text())
+def test_cleaned_text_steers_no_terminal(text: str) -> None:
+    left = clean(text)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", left)
+    left.encode()
+
+
+@given(st.lists(st.tuples(st.text(max_size=9), st.integers()), min_size=1, max_size=5))
+def test_a_table_has_one_line_a_row(rows: list[tuple[str, int]]) -> None:
+    assert len(table(rows, head=("a", "b")).split("\n")) == len(rows) + 2
+
+
+def test_init_makes_a_folder_that_plans(tmp_path: Path) -> None:
+    runs.cai("init", tmp_path / "mine")
+    said = json.loads(runs.cai("plan", "scripted.yaml", "--json", cwd=tmp_path / "mine").stdout)
+    assert said["prompts"]["train"] == 40
+    assert "is not empty" in runs.cai("init", tmp_path / "mine", check=2).stderr
+
+
+def test_the_plan_holds_what_the_run_then_asks(tmp_path: Path) -> None:
+    runs.write_inputs(tmp_path)
+    path = runs.write_config(tmp_path, runs.config(tmp_path))
+    least, most = json.loads(runs.cai("plan", path, "--json").stdout)["requests"]
+    assert least <= runs.run_json(path)["calls"]["made"] <= most
+
+
+def test_the_plan_is_exact_where_no_check_decides(tmp_path: Path) -> None:
+    runs.write_inputs(tmp_path)
+    text = (tmp_path / "constitution.yaml").read_text(encoding="utf-8")
+    start, end = text.index("  - id: brief"), text.index("  - id: kind")
+    (tmp_path / "constitution.yaml").write_text(text[:start] + text[end:], encoding="utf-8")
+    path = runs.write_config(tmp_path, runs.config(tmp_path))
+    least, most = json.loads(runs.cai("plan", path, "--json").stdout)["requests"]
+    assert least == most == runs.run_json(path)["calls"]["made"]
+
+
+def test_lint_finds_the_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("schema: 1\nname: bad\nprinciple: []\n", encoding="utf-8")
+    said = runs.cai("constitution", "lint", tmp_path / "bad.yaml", check=2)
+    assert "bad.yaml:3:1" in said.stdout and "principles" in said.stdout
+    assert json.loads(runs.cai("constitution", "lint", tmp_path / "bad.yaml", "--json", check=2).stdout)
+
+
+def test_the_schema_is_json_schema() -> None:
+    schema = json.loads(runs.cai("constitution", "schema").stdout)
+    assert schema["$schema"].startswith("https://json-schema.org/") and "principles" in schema["properties"]
+
+
+def test_doctor_looks_at_everything() -> None:
+    found = {f["what"]: f["state"] for f in json.loads(runs.cai("doctor", "--json", check=None).stdout)}
+    assert {"python", "transformers", "engine", "gpu", "free disk here", "cache folder"} <= set(found)
+
+
+def test_status_of_no_run_is_the_users_mistake(tmp_path: Path) -> None:
+    assert "no manifest.json here" in runs.cai("status", tmp_path, check=2).stderr
+
+
+@pytest.mark.parametrize("config", sorted(ROOT.glob("configs/*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_config_plans(config: Path) -> None:
+    said = json.loads(runs.cai("plan", config, "--json", cwd=ROOT).stdout)
+    assert said["prompts"]["train"] > 0 and said["requests"][1] > 0
+    assert len(said["examples"]) == 3
+
+
+def test_the_scripted_config_finishes_forty_prompts(tmp_path: Path) -> None:
+    said = runs.run_json(Path("configs/scripted.yaml"), f"run.dir={tmp_path / 'scripted'}")
+    assert {"run", "accounting", "calls"} <= set(said)
+    assert said["prompts"]["train"] == 40 and said["calls"]["made"] > 200
+    assert (Path(said["run"]) / "report.html").exists()
+
+
+def test_shell_lines_of_the_readme_are_commands_that_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\s*(?:\$ )?(cai [a-z].*)$", text, re.MULTILINE)
+    assert len(lines) >= 5
+    whole = _parser()
+    for line in lines:
+        words = line.split("#")[0].split()
+        whole.parse_args(words[1:])
