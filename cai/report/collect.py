@@ -149,8 +149,14 @@ def _training(run: RunView, name: str) -> dict[str, Any] | None:
     curve = read_curve(run.folder / "checkpoints" / name / "curve.jsonl")
     if entry is None and not curve:
         return None
-    known = {k: v for k, v in (entry or {}).items() if isinstance(v, (str, int, float)) and not isinstance(v, bool)}
-    return {"finished": entry is not None, **_strings_redacted(known), "curve": curve}
+    told = {name: (entry or {}).get(name) for name in _OF_TRAINING}
+    return {"finished": entry is not None, **told, "curve": curve}
+
+
+_OF_TRAINING = (
+    "method", "base", "n_rows", "dropped", "steps", "wall_s", "device", "dtype", "rows_id", "weights_id", "versions"
+)
+"""What the page tells of a checkpoint's manifest."""
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:

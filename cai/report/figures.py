@@ -11,18 +11,14 @@ from cai.report.words import number
 WIDTH, HEIGHT = 640, 190
 """Of a training curve, in SVG units."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 10, 26
-_NOT_CURVES = frozenset(
-    ("step", "steps", "epoch", "lr", "learning_rate", "time", "seconds", "tokens", "rows", "samples", "eta_s")
-)
-_MOST_CURVES = 4
+_CURVES = {"loss": "loss", "margin": "reward margin", "accuracy": "share of pairs in the right order"}
+"""What is drawn of a training curve."""
 
 
 def curves(rows: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
-    """Return a figure for the loss and for a few more quantities of a training curve; empty below two steps."""
-    names = dict.fromkeys(name for row in rows for name in row if name not in _NOT_CURVES)
-    ordered = sorted(names, key=lambda name: name != "loss")
-    figures = (curve(name, [(row["step"], row[name]) for row in rows if name in row]) for name in ordered)
-    return [figure for figure in figures if figure][:_MOST_CURVES]
+    """Return a figure for every quantity of a training curve that is drawn; empty below two steps."""
+    figures = (curve(title, [(r["step"], r[name]) for r in rows if name in r]) for name, title in _CURVES.items())
+    return [figure for figure in figures if figure]
 
 
 def curve(name: str, points: Sequence[tuple[float, float]]) -> dict[str, Any] | None:
@@ -40,7 +36,7 @@ def curve(name: str, points: Sequence[tuple[float, float]]) -> dict[str, Any] | 
 
     smooth = smoothed(ys)
     return {
-        "name": name.replace("_", " "),
+        "name": name,
         "line": _path([place(x, y) for x, y in points]),
         "smooth": _path([place(x, y) for x, y in zip(xs, smooth, strict=True)]) if len(ys) >= 12 else None,
         "y_ticks": [{"at": place(xs[0], y)[1], "label": f"{y:,.6g}"} for y in y_ticks],
@@ -52,7 +48,7 @@ def curve(name: str, points: Sequence[tuple[float, float]]) -> dict[str, Any] | 
 def _in_words(name: str, xs: Sequence[float], ys: Sequence[float]) -> str:
     least, most = min(range(len(ys)), key=ys.__getitem__), max(range(len(ys)), key=ys.__getitem__)
     return (
-        f"{name.replace('_', ' ')} from {number(ys[0])} at step {number(xs[0])} to {number(ys[-1])} at step "
+        f"{name} from {number(ys[0])} at step {number(xs[0])} to {number(ys[-1])} at step "
         f"{number(xs[-1])}; lowest {number(ys[least])} at step {number(xs[least])}, highest {number(ys[most])} at step "
         f"{number(xs[most])}"
     )

@@ -1,0 +1,119 @@
+"""Trains in a process of its own: `python -m cai.train.run SPEC.json`.
+
+The spec holds method (`sft` or `dpo`), rows, base, out, settings, and may hold seed, device, dtype and manifest. Every
+line on standard output is a JSON object: a step of the curve, then `{"done": …}` or `{"error": …}`; what libraries
+print goes to standard error.
+
+Exit codes: 0 done, 1 training failed, 2 the input cannot be used, 130 stopped by SIGINT or SIGTERM with its state
+saved. The same command goes on from the last saved state. On Linux the process is killed when its parent dies; the
+state it saves now and then is what a later run goes on from.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any, TextIO
+
+from cai.config import DpoSection, SftSection, TrainerSection
+from cai.errors import CaiError, UserError
+
+_SECTIONS: dict[str, type[TrainerSection]] = {"sft": SftSection, "dpo": DpoSection}
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> int:
+    """Train what the spec asks for; return the exit code."""
+    if len(arguments) != 1:
+        print("usage: python -m cai.train.run SPEC.json", file=sys.stderr)
+        return 2
+    die_with_parent()
+    quiet_libraries()
+    out = own_stdout()
+    stop = threading.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda *_: stop_or_leave(stop))
+    try:
+        result = train(read_spec(Path(arguments[0])), out, stop)
+    except CaiError as error:
+        say(out, {"error": str(error), "kind": type(error).__name__})
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    say(out, {"done": str(result.path), "reused": result.reused, "manifest": result.manifest})
+    return 0
+
+
+def read_spec(path: Path) -> dict[str, Any]:
+    """Return the spec. Raises UserError where it cannot be read or asks for an unknown method."""
+    try:
+        spec = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a training spec ({error})") from error
+    missing = [key for key in ("method", "rows", "base", "out", "settings") if key not in spec]
+    if missing:
+        raise UserError(f"{path}: the spec has no {', '.join(missing)}")
+    if spec["method"] not in _SECTIONS:
+        raise UserError(f"{path}: unknown method '{spec['method']}'; expected one of {', '.join(_SECTIONS)}")
+    return spec
+
+
+def train(spec: dict[str, Any], out: TextIO, stop: threading.Event) -> Any:
+    """Return the TrainResult of a spec, telling `out` of every step."""
+    if spec["method"] == "sft":
+        from cai.train.sft import train as method
+    else:
+        from cai.train.dpo import train as method
+    return method(
+        spec["rows"],
+        spec["base"],
+        Path(spec["out"]),
+        _SECTIONS[spec["method"]].model_validate(spec["settings"]),
+        seed=spec.get("seed", 0),
+        device=spec.get("device", "auto"),
+        dtype=spec.get("dtype", "auto"),
+        manifest=spec.get("manifest"),
+        on_step=lambda row: say(out, row),
+        stop=stop,
+    )
+
+
+def say(out: TextIO, message: dict[str, Any]) -> None:
+    """Write one JSON line."""
+    out.write(json.dumps(message, ensure_ascii=False) + "\n")
+    out.flush()
+
+
+def own_stdout() -> TextIO:
+    """Return standard output for our lines alone; whatever else prints there goes to standard error."""
+    ours = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return ours
+
+
+def stop_or_leave(stop: threading.Event) -> None:
+    """Ask for a stop after the step in progress; asked twice, leave at once. The last saved state stays."""
+    if stop.is_set():
+        os._exit(130)
+    stop.set()
+
+
+def die_with_parent() -> None:
+    """Have Linux kill this process when the one that started it dies."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def quiet_libraries() -> None:
+    """Let libraries neither report usage nor draw progress bars."""
+    wanted = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+              "TOKENIZERS_PARALLELISM": "false", "WANDB_DISABLED": "true"}
+    os.environ.update({k: v for k, v in wanted.items() if k not in os.environ})
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
