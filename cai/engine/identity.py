@@ -30,7 +30,7 @@ def _folder_hash(folder: Path) -> str:
 
 def _is_ours(path: Path) -> bool:
     """Notes that fetching or merging left beside the weights are not the model."""
-    return path.name in ("manifest.json", "checkpoint.json", "source.json")
+    return path.name in ("cai-model.json",)
 
 
 def _file_hash(path: Path) -> str:

@@ -270,7 +270,7 @@ class Conductor:
             self.meter.note(f"{out} is stale: its rows have changed since; remove it and run again to train anew")
         self.manifest["phases"][turn.name] |= {"state": "trained", "train": done}
         self.manifest.save()
-        return training.merged(out, base)
+        return await training.merged(out, base, self.meter)
 
     async def _make_room(self) -> None:
         """Stop our servers where they share the one GPU with the trainer."""

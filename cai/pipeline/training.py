@@ -13,6 +13,7 @@ from cai import canon
 from cai.config import RunConfig, DpoSection, SftSection
 from cai.errors import TrainError, UserError
 from cai.manifest import write_atomically
+from cai.model.fetch import resolve
 from cai.pairs import phase_rows, write_jsonl
 from cai.pipeline.meter import Meter, Stage
 from cai.trail import RunView
@@ -49,7 +50,7 @@ async def train(
     spec = {
         "method": method,
         "rows": str(rows),
-        "base": base,
+        "base": resolve(base),
         "out": str(out),
         "settings": section.model_dump(mode="json"),
         "seed": canon.seed_of(config.run.seed, "train", phase),
@@ -104,12 +105,14 @@ def _tail(path: Path, n: int = 15) -> str:
     return "\n".join(f"  {line}" for line in lines) + f"\n  (all of it: {path})"
 
 
-def merged(out: Path, base: str) -> Path:
+async def merged(out: Path, base: str, meter: Meter) -> Path:
     """Return the full checkpoint of a finished training: its `model` folder, made from the adapter if need be."""
     model = out / "model"
     if not model.exists():
-        from cai.model.fetch import resolve
-        from cai.model.merge import merge_adapter
-
-        merge_adapter(resolve(base), str(out / "adapter"), model)
+        command = [sys.executable, "-m", "cai.model.merge", resolve(base), str(out / "adapter"), str(model)]
+        with meter.stage(f"merge {out.name}", 1):
+            process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+            _, said = await process.communicate()
+        if process.returncode != 0:
+            raise TrainError(f"merging the adapter of '{out}' failed:\n{said.decode(errors='replace')[-2000:]}")
     return model

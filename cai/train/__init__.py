@@ -1,1 +1,1 @@
-"""Training: rows, losses, and thin subclasses of TRL's trainers. Heavy libraries are imported here and nowhere above."""
+"""Training: rows, losses, and thin subclasses of TRL's trainers."""

@@ -52,7 +52,7 @@ class Folder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise UserError(f"{self.out}: another process trains into this folder; wait for it or stop it") from None
+                raise UserError(f"{self.out}: another process trains into this folder; wait or stop it") from None
             yield self
 
     def finished(self) -> dict[str, Any] | None:

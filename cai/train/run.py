@@ -110,9 +110,8 @@ def die_with_parent() -> None:
 
 def quiet_libraries() -> None:
     """Let libraries neither report usage nor draw progress bars."""
-    wanted = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-              "TOKENIZERS_PARALLELISM": "false", "WANDB_DISABLED": "true"}
-    os.environ.update({k: v for k, v in wanted.items() if k not in os.environ})
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
 
 
 if __name__ == "__main__":

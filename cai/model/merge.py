@@ -1,0 +1,55 @@
+"""An adapter folded into its base: a full checkpoint that any server takes.
+
+    python -m cai.model.merge BASE ADAPTER OUT
+
+Runs as a process of its own in a pipeline, so that the weights' memory goes with it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from cai.errors import UserError
+from cai.model.folder import publish
+
+
+def merge_adapter(base: str, adapter: str, out: Path) -> Path:
+    """Write `base` with the LoRA weights of `adapter` added to `out`, whole or not at all, and return `out`.
+
+    The sum is taken and kept in float32 where there is no GPU: an adapter's changes are often smaller than
+    bfloat16's steps around the weights they change. On a GPU machine bfloat16 is kept, to be served as it is.
+    Raises UserError where the adapter was not trained on a model of these shapes.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _check(adapter)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False)
+    try:
+        merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{adapter}: does not fit the base '{base}' ({error}); give the base it was trained on") from error
+    if torch.cuda.is_available():
+        merged = merged.to(torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    with publish(out, {"base": Path(base).name, "adapter": Path(adapter).parent.name}) as folder:
+        merged.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return out
+
+
+def _check(adapter: str) -> None:
+    folder = Path(adapter)
+    if not (folder / "adapter_model.safetensors").exists():
+        raise UserError(f"{adapter}: no adapter_model.safetensors here; adapters are read as safetensors only")
+    try:
+        json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{adapter}: adapter_config.json cannot be read ({error})") from error
+
+
+if __name__ == "__main__":
+    merge_adapter(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
