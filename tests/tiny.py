@@ -24,7 +24,9 @@ def make_model(folder: Path, *, chat_template: str | None = TEMPLATE, pad: bool 
     vocabulary = {word: i for i, word in enumerate([*special, "user", "assistant", "system", "x7x", *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="<end>", bos_token="<start>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", eos_token="<end>", bos_token="<start>"
+    )
     if pad:
         tokenizer.pad_token = "<unk>"
     tokenizer.chat_template = chat_template

@@ -23,6 +23,7 @@ def handle(arguments: argparse.Namespace) -> int:
     from cai import shipped
     from cai.cli.terminal import say
     from cai.errors import UserError
+    from cai.templates import NAMES
 
     folder = Path(arguments.folder)
     if folder.exists() and any(folder.iterdir()):
@@ -35,6 +36,7 @@ def handle(arguments: argparse.Namespace) -> int:
         "prompts/sets/everyday.jsonl": "prompts/sets/everyday.jsonl",
         "prompts/sets/tempting.jsonl": "prompts/sets/tempting.jsonl",
     }
+    copies |= {f"prompts/{name}.jinja": f"prompts/{name}.jinja" for name in NAMES}
     for source, target in copies.items():
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / source, folder / target)

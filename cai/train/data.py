@@ -165,7 +165,9 @@ def training_order(lengths: Sequence[int], epochs: float, micro: int, seed: int)
     order: list[int] = []
     epoch = 0
     while len(order) < n_rows:
-        order += _one_pass(lengths, micro, random.Random(canon.seed_of("order", seed, epoch)))
+        # What the last pass left of a batch is filled first, so that the later batches keep their lengths together.
+        n_open = -len(order) % micro
+        order += _one_pass(lengths, micro, n_open, random.Random(canon.seed_of("order", seed, epoch)))
         epoch += 1
     return order[:n_rows]
 
@@ -184,17 +186,17 @@ def show_row(row: dict[str, Any], method: str, base: str) -> str:
     return "\n".join(parts)
 
 
-def _one_pass(lengths: Sequence[int], micro: int, dice: random.Random) -> list[int]:
+def _one_pass(lengths: Sequence[int], micro: int, n_first: int, dice: random.Random) -> list[int]:
     rows = list(range(len(lengths)))
     dice.shuffle(rows)
+    first, rows = rows[:n_first], rows[n_first:]
     batches = []
     for start in range(0, len(rows), 16 * micro):
         pool = sorted(rows[start : start + 16 * micro], key=lambda i: lengths[i])
         batches += [pool[i : i + micro] for i in range(0, len(pool), micro)]
     dice.shuffle(batches)
-    # A short batch in the middle would shift all later ones across their length groups.
     batches.sort(key=lambda batch: len(batch) < micro)
-    return [i for batch in batches for i in batch]
+    return first + [i for batch in batches for i in batch]
 
 
 def _load(path: Path, parse: Callable[[dict[str, Any], int], Row]) -> list[Row]:
