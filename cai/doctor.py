@@ -68,12 +68,16 @@ def _engine() -> Finding:
             return Finding("ok", "engine", f"{name} {version(name)}")
         except PackageNotFoundError:
             continue
-    return Finding("note", "engine", "no vLLM", "`make install` brings one; or name a base_url; or engine.kind=transformers")
+    return Finding(
+        "note", "engine", "no vLLM", "`make install` brings one; or name a base_url; or engine.kind=transformers"
+    )
 
 
 def _gpu() -> Finding:
     found = shutil.which("nvidia-smi")
-    return Finding("ok", "gpu", "nvidia-smi is here") if found else Finding("note", "gpu", "none: everything runs on CPU")
+    return (
+        Finding("ok", "gpu", "nvidia-smi is here") if found else Finding("note", "gpu", "none: everything runs on CPU")
+    )
 
 
 def _disk() -> Finding:

@@ -41,8 +41,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             Path(fresh).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise StoreError(f"{path}: cannot write {len(data):,} bytes ({error.strerror}); free space or mend "
-                         "permissions, then run the same command again") from error
+        raise StoreError(
+            f"{path}: cannot write {len(data):,} bytes ({error.strerror}); free space or mend "
+            "permissions, then run the same command again"
+        ) from error
 
 
 class RunLock:
@@ -62,8 +64,9 @@ class RunLock:
             file.seek(0)
             owner = file.read().strip() or "an unknown process"
             file.close()
-            raise UserError(f"{self._path.parent}: already run by {owner}; wait for it, stop it, or set run.dir=…"
-                            ) from None
+            raise UserError(
+                f"{self._path.parent}: already run by {owner}; wait for it, stop it, or set run.dir=…"
+            ) from None
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {socket.gethostname()} since {now()}")
         file.flush()
@@ -100,8 +103,10 @@ class Manifest:
         except ValueError as error:
             raise StoreError(f"{self.path}: not readable ({error}); restore it from a copy") from error
         if tree.get("schema") != SCHEMA:
-            raise StoreError(f"{self.path}: found schema {tree.get('schema')}, expected {SCHEMA}; open it with the "
-                             "version of cai that wrote it")
+            raise StoreError(
+                f"{self.path}: found schema {tree.get('schema')}, expected {SCHEMA}; open it with the "
+                "version of cai that wrote it"
+            )
         return tree
 
     def save(self, **changes: Any) -> None:

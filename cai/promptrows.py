@@ -1,9 +1,9 @@
 """One row of a prompt file, strictly read: a Prompt, or a Malformed that says what was found and expected.
 
-    parse_json     a line of JSONL                 → a row
-    from_row       `prompt` or `messages`          → Prompt
-    from_columns   a row of a Hugging Face dataset → Prompt
-    from_hh        an hh-rlhf transcript           → Prompt
+parse_json     a line of JSONL                 → a row
+from_row       `prompt` or `messages`          → Prompt
+from_columns   a row of a Hugging Face dataset → Prompt
+from_hh        an hh-rlhf transcript           → Prompt
 """
 
 from __future__ import annotations

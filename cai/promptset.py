@@ -1,8 +1,8 @@
 """The prompts of a run: read from JSONL, Hugging Face datasets and hh-rlhf transcripts, split, guarded against leaks.
 
-    read = load(config.prompts.sources, near=folder)      duplicates folded and counted
-    train, held_out = split(read.prompts, 0.3, salt="0")  by hash of the conversation
-    leaks = overlaps(train, held_out)                     {train prompt's id: the held-out prompt it resembles}
+read = load(config.prompts.sources, near=folder)      duplicates folded and counted
+train, held_out = split(read.prompts, 0.3, salt="0")  by hash of the conversation
+leaks = overlaps(train, held_out)                     {train prompt's id: the held-out prompt it resembles}
 """
 
 from __future__ import annotations

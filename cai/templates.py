@@ -89,9 +89,7 @@ class Template:
     def _role(self, block: str) -> Role:
         role = block.partition("_")[0]
         if role not in ("system", "user", "assistant"):
-            raise UserError(
-                f"{self.where}: block '{block}' names no role; call it system_…, user_… or assistant_…"
-            )
+            raise UserError(f"{self.where}: block '{block}' names no role; call it system_…, user_… or assistant_…")
         return role  # type: ignore[return-value]
 
     def turns(self, *, only: Sequence[str] | None = None, **values: Any) -> tuple[Turn, ...]:

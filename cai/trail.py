@@ -89,7 +89,9 @@ class RunView:
         """Yield (position, prompt) in order."""
         where, args = ("WHERE side = ?", (side,)) if side else ("", ())
         rows = self.connection.execute(
-            f"SELECT position, body FROM prompts JOIN records ON records.id = prompts.prompt_id {where} ORDER BY position", args
+            f"SELECT position, body FROM prompts JOIN records ON records.id = prompts.prompt_id {where} "
+            "ORDER BY position",
+            args,
         )
         for position, body in rows:
             yield position, parse("prompt", body)

@@ -46,7 +46,9 @@ def config(folder: Path, *, url: str | None = None, name: str = "run", **changes
         "run": {"dir": str(folder / "runs" / name), "reuse": False},
         "constitution": str(folder / "constitution.yaml"),
         "prompts": {
-            "sources": [{"path": str(folder / "prompts.jsonl")}], "held_out": 0.0, "near_duplicate": 1.0,
+            "sources": [{"path": str(folder / "prompts.jsonl")}],
+            "held_out": 0.0,
+            "near_duplicate": 1.0,
         },
         "models": {"policy": {"base_url": [url]} if url else {"checkpoint": "scripted"}},
         "engine": {"kind": "scripted", "retries": 8, "max_model_len": 16384},

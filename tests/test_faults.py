@@ -38,8 +38,9 @@ async def chat(endpoint: Endpoint) -> tuple[Any, int, float]:
     return await endpoint.post("/v1/chat/completions", CHAT)
 
 
-@pytest.mark.parametrize("fault", ["429@1-2", "500@1-2", "502@1-2", "503@1-2", "504@1-2", "reset@1-2", "truncate@1-2",
-                                   "badjson@1-2"])
+@pytest.mark.parametrize(
+    "fault", ["429@1-2", "500@1-2", "502@1-2", "503@1-2", "504@1-2", "reset@1-2", "truncate@1-2", "badjson@1-2"]
+)
 def test_what_may_pass_is_tried_again(fault: str) -> None:
     (answer, attempts, _), stats = ask(fault, chat)
     assert attempts == 3 and answer["choices"][0]["message"]["content"]
@@ -128,8 +129,12 @@ def test_no_more_requests_are_in_flight_than_the_level_allows() -> None:
 
 @pytest.mark.parametrize(
     ("url", "said"),
-    [("ftp://localhost:1", "expected http"), ("localhost:8000", "expected http"),
-     ("http://user:secret@localhost:1", "holds credentials"), ("http://example.org", "unencrypted")],
+    [
+        ("ftp://localhost:1", "expected http"),
+        ("localhost:8000", "expected http"),
+        ("http://user:secret@localhost:1", "holds credentials"),
+        ("http://example.org", "unencrypted"),
+    ],
 )
 def test_unsafe_addresses_are_refused(url: str, said: str) -> None:
     with pytest.raises(UserError, match=said) as caught:

@@ -14,23 +14,57 @@ PACKAGE = Path(__file__).resolve().parent.parent / "cai"
 
 LAYERS: dict[str, int] = {
     # L0 words
-    "errors": 0, "canon": 0, "records": 0,
+    "errors": 0,
+    "canon": 0,
+    "records": 0,
     # L1 edited text
-    "shipped": 1, "yamlfile": 1, "checks": 1, "config": 1, "constitution": 1, "templates": 1, "promptrows": 1,
+    "shipped": 1,
+    "yamlfile": 1,
+    "checks": 1,
+    "config": 1,
+    "constitution": 1,
+    "templates": 1,
+    "promptrows": 1,
     "promptset": 1,
     # L2 outside
-    "engine": 2, "store": 2, "manifest": 2, "model": 2,
+    "engine": 2,
+    "store": 2,
+    "manifest": 2,
+    "model": 2,
     # L3 work
-    "stages": 3, "train": 3,
+    "stages": 3,
+    "train": 3,
     # L4 readers
-    "trail": 4, "pairs": 4, "evaluate": 4, "report": 4, "doctor": 4,
+    "trail": 4,
+    "pairs": 4,
+    "evaluate": 4,
+    "report": 4,
+    "doctor": 4,
     # L5 conductor
-    "executors": 5, "pipeline": 5, "plan": 5,
+    "executors": 5,
+    "pipeline": 5,
+    "plan": 5,
     # L6 doors
     "cli": 6,
 }
-HEAVY = {"torch", "transformers", "trl", "vllm", "ray", "datasets", "peft", "accelerate", "starlette", "uvicorn",
-         "matplotlib", "scipy", "sklearn", "statsmodels", "pandas", "numpy"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "trl",
+    "vllm",
+    "ray",
+    "datasets",
+    "peft",
+    "accelerate",
+    "starlette",
+    "uvicorn",
+    "matplotlib",
+    "scipy",
+    "sklearn",
+    "statsmodels",
+    "pandas",
+    "numpy",
+}
 MAY_BE_HEAVY = ("train/", "engine/local.py", "engine/tokens.py", "engine/server.py", "model/", "executors/ray", "view/")
 UP_FOR_TYPES = {("pipeline/evaluation.py", "cai.pipeline.conduct")}
 

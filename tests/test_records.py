@@ -14,15 +14,24 @@ text = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
 
 def a_response(**changes: object) -> Response:
     fields = {
-        "phase": "walk", "prompt_id": "b2:p", "sample_index": 0, "call_key": "b2:c", "text": "an answer",
-        "finish_reason": "stop", "n_tokens": 3,
+        "phase": "walk",
+        "prompt_id": "b2:p",
+        "sample_index": 0,
+        "call_key": "b2:c",
+        "text": "an answer",
+        "finish_reason": "stop",
+        "n_tokens": 3,
     }
     return Response(**(fields | changes))
 
 
 def an_override(**changes: object) -> Override:
     fields = {
-        "comparison_id": "b2:c", "label": "a", "author": "ann", "reason": "clearer", "blind": True,
+        "comparison_id": "b2:c",
+        "label": "a",
+        "author": "ann",
+        "reason": "clearer",
+        "blind": True,
         "time": "2026-01-01T00:00:00Z",
     }
     return Override(**(fields | changes))
@@ -30,8 +39,15 @@ def an_override(**changes: object) -> Override:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("phase", "rl"), ("prompt_id", "b2:q"), ("sample_index", 1), ("call_key", "b2:d"), ("text", "another"),
-     ("finish_reason", "length"), ("n_tokens", 4)],
+    [
+        ("phase", "rl"),
+        ("prompt_id", "b2:q"),
+        ("sample_index", 1),
+        ("call_key", "b2:d"),
+        ("text", "another"),
+        ("finish_reason", "length"),
+        ("n_tokens", 4),
+    ],
 )
 def test_every_field_of_a_response_is_part_of_its_id(field: str, value: object) -> None:
     assert a_response(**{field: value}).id != a_response().id

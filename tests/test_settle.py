@@ -18,7 +18,13 @@ def judged(question: str, order: str, p_a: float | None, *, verdict: str | None 
         assert p_a is not None
         verdict = "tie" if abs(p_a - 0.5) <= 0.01 else "a" if p_a > 0.5 else "b"
     return Judgment(
-        comparison_id="c", question_id=question, order=order, call_key="k", reply_id="r", verdict=verdict, p_a=p_a,
+        comparison_id="c",
+        question_id=question,
+        order=order,
+        call_key="k",
+        reply_id="r",
+        verdict=verdict,
+        p_a=p_a,
         reason=None if p_a is not None else "no_probabilities",
     )
 
@@ -37,7 +43,8 @@ def swapped(decisions: list[Decision]) -> list[Decision]:
     other = {"a": "b", "b": "a"}
     return [
         d.model_copy(update={"verdict": other.get(d.verdict, d.verdict), "p_a": None if d.p_a is None else 1 - d.p_a})
-        if isinstance(d, Judgment) else d.model_copy(update={"label": other.get(d.label, d.label)})
+        if isinstance(d, Judgment)
+        else d.model_copy(update={"label": other.get(d.label, d.label)})
         for d in decisions
     ]
 

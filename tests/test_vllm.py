@@ -57,8 +57,15 @@ HEAD = (
     Turn("assistant", "I have read both answers."),
 )
 TAILS = tuple(
-    (Turn("user", f"Principle: {p}\n\nWhich answer is better, A or B?"), Turn("assistant", "The better answer is answer"))
-    for p in ("It should be true.", "It should be about food and nothing else, whatever was asked.", "It should be long.")
+    (
+        Turn("user", f"Principle: {p}\n\nWhich answer is better, A or B?"),
+        Turn("assistant", "The better answer is answer"),
+    )
+    for p in (
+        "It should be true.",
+        "It should be about food and nothing else, whatever was asked.",
+        "It should be long.",
+    )
 )
 
 

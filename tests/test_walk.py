@@ -32,8 +32,9 @@ def test_golden_run(folder: Path) -> None:
     """A run's exported pairs are the same bytes today as when this test was written."""
     said = runs.run_json(runs.write_config(folder, runs.config(folder)))
     counts = said["accounting"]
-    assert counts["comparisons"] == sum(counts[s] for s in ("failed", "overridden", "refused", "invalid", "abstained",
-                                                           "tied", "filtered", "kept"))
+    assert counts["comparisons"] == sum(
+        counts[s] for s in ("failed", "overridden", "refused", "invalid", "abstained", "tied", "filtered", "kept")
+    )
     assert counts["comparisons"] > 20 and counts["rows"] == counts["kept"] > 0
     pairs, provenance = runs.exports(said["run"])
     rows = [json.loads(line) for line in pairs.splitlines()]
@@ -105,9 +106,7 @@ def test_a_changed_sampling_sets_the_old_walk_aside(folder: Path) -> None:
     path = runs.write_config(folder, runs.config(folder))
     first = runs.run_json(path)
     tree = runs.config(folder, respond={"max_tokens": 500})
-    said = json.loads(
-        runs.cai("run", runs.write_config(folder, tree), "--quiet", "--json", "--accept-changes").stdout
-    )
+    said = json.loads(runs.cai("run", runs.write_config(folder, tree), "--quiet", "--json", "--accept-changes").stdout)
     assert said["calls"]["made"] > 0
     run = RunView(said["run"])
     for _, prompt in run.prompts("train"):

@@ -10,16 +10,28 @@ from cai.cli import add_command, add_json
 
 def add(commands: Any) -> None:
     """Add the commands."""
-    parser = add_command(commands, "constitution", "lint a constitution, or print its schema",
-                         "cai constitution lint constitutions/harmless.yaml")
+    parser = add_command(
+        commands,
+        "constitution",
+        "lint a constitution, or print its schema",
+        "cai constitution lint constitutions/harmless.yaml",
+    )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    lint = add_command(actions, "lint", "show every problem of constitution files, with file, line and column",
-                       "cai constitution lint constitutions/*.yaml")
+    lint = add_command(
+        actions,
+        "lint",
+        "show every problem of constitution files, with file, line and column",
+        "cai constitution lint constitutions/*.yaml",
+    )
     lint.add_argument("files", nargs="+", metavar="FILE")
     add_json(lint)
     lint.set_defaults(handle=handle_lint)
-    schema = add_command(actions, "schema", "print the JSON Schema that editors check against",
-                         "cai constitution schema > constitution.schema.json")
+    schema = add_command(
+        actions,
+        "schema",
+        "print the JSON Schema that editors check against",
+        "cai constitution schema > constitution.schema.json",
+    )
     schema.set_defaults(handle=handle_schema)
 
 

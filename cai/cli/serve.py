@@ -11,8 +11,12 @@ from cai.cli import add_command
 
 def add(commands: Any) -> None:
     """Add the command."""
-    parser = add_command(commands, "serve", "start a config's policy server and keep it until Ctrl+C",
-                         "cai serve configs/quickstart.yaml")
+    parser = add_command(
+        commands,
+        "serve",
+        "start a config's policy server and keep it until Ctrl+C",
+        "cai serve configs/quickstart.yaml",
+    )
     parser.add_argument("config", help="the run's YAML file")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="override a key of the config")
     parser.set_defaults(handle=handle)

@@ -99,7 +99,11 @@ class Client:
         answer_ids = self._tokens.answer_ids(request.answer)
         self._fits(len(prompt) + len(answer_ids), 1)
         payload = {
-            "model": self.name, "prompt": prompt + answer_ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0
+            "model": self.name,
+            "prompt": prompt + answer_ids,
+            "max_tokens": 1,
+            "temperature": 0,
+            "prompt_logprobs": 0,
         }
         answer, attempts, seconds = await endpoint.post("/v1/completions", payload)
         try:
@@ -164,7 +168,11 @@ class Client:
         if self._tokens is not None and not self._room(len(self._tokens.prompt_ids(turns, open_final=True)), 1):
             return Reply(error="too_long")
         payload: dict[str, Any] = {
-            "model": self.name, "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": _CHAT_TOP
+            "model": self.name,
+            "max_tokens": 1,
+            "temperature": 0,
+            "logprobs": True,
+            "top_logprobs": _CHAT_TOP,
         }
         if self._settings.kind != "transformers":
             # vLLM continues an open assistant turn; other servers get the question without it.

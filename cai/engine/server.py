@@ -28,7 +28,12 @@ from cai.engine.keeper import start_time
 from cai.errors import EngineError, UserError
 from cai.manifest import write_atomically
 
-_QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+_QUIET = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "VLLM_LOGGING_LEVEL": "INFO",
+}
 _SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 _LOG_LINES = 20
 
@@ -36,8 +41,18 @@ _LOG_LINES = 20
 class Server:
     """One server process, reachable at `url` while it is up."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], port: int, model_name: str,
-                 *, engine: EngineSection, run_dir: Path, name: str, identity: str) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        environment: dict[str, str],
+        port: int,
+        model_name: str,
+        *,
+        engine: EngineSection,
+        run_dir: Path,
+        name: str,
+        identity: str,
+    ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.model_name = model_name
         self.log = run_dir / "logs" / f"server-{name}.log"
@@ -81,8 +96,13 @@ class Server:
 
     def _entry(self) -> dict[str, object]:
         assert self._process is not None
-        return {"pid": self._process.pid, "started": start_time(self._process.pid), "url": self.url,
-                "identity": self._identity, "command": self._command}
+        return {
+            "pid": self._process.pid,
+            "started": start_time(self._process.pid),
+            "url": self.url,
+            "identity": self._identity,
+            "command": self._command,
+        }
 
     async def _until_ready(self) -> None:
         deadline = time.monotonic() + self._engine.start_timeout_s
@@ -92,8 +112,10 @@ class Server:
                     raise EngineError(f"the server for {self._name} ended while starting:\n{self._tail()}")
                 if time.monotonic() > deadline:
                     await self.stop()
-                    raise EngineError(f"the server for {self._name} was not ready within "
-                                      f"{self._engine.start_timeout_s:.0f} s (engine.start_timeout_s):\n{self._tail()}")
+                    raise EngineError(
+                        f"the server for {self._name} was not ready within "
+                        f"{self._engine.start_timeout_s:.0f} s (engine.start_timeout_s):\n{self._tail()}"
+                    )
                 await asyncio.sleep(0.1)
 
     def _tail(self) -> str:
@@ -109,7 +131,9 @@ async def start(checkpoint: str, engine: EngineSection, *, run_dir: Path, name: 
         command, environment, model_name = _scripted(engine, port), dict(os.environ), "scripted"
     else:
         command, environment, model_name = _vllm(checkpoint, engine, port)
-    server = Server(command, environment, port, model_name, engine=engine, run_dir=run_dir, name=name, identity=identity)
+    server = Server(
+        command, environment, port, model_name, engine=engine, run_dir=run_dir, name=name, identity=identity
+    )
     try:
         await server.launch()
     except BaseException:
@@ -126,8 +150,10 @@ def build() -> Literal["cuda", "cpu"]:
         except PackageNotFoundError:
             continue
         return kind  # type: ignore[return-value]
-    raise UserError("vLLM is not installed here; `make install` brings the right build, or name servers that run "
-                    "elsewhere (models.….base_url), or set engine.kind=transformers")
+    raise UserError(
+        "vLLM is not installed here; `make install` brings the right build, or name servers that run "
+        "elsewhere (models.….base_url), or set engine.kind=transformers"
+    )
 
 
 def shares_gpu_with_training(device: str) -> bool:
@@ -158,10 +184,22 @@ def _scripted(engine: EngineSection, port: int) -> list[str]:
 def _vllm(checkpoint: str, engine: EngineSection, port: int) -> tuple[list[str], dict[str, str], str]:
     kind, model_name = build(), "model"
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", checkpoint,
-        "--served-model-name", model_name, "--host", "127.0.0.1", "--port", str(port),
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        checkpoint,
+        "--served-model-name",
+        model_name,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
         # The model's own generation_config would change the sampling behind our back.
-        "--generation-config", "vllm", "--enable-prompt-tokens-details", "--disable-log-stats",
+        "--generation-config",
+        "vllm",
+        "--enable-prompt-tokens-details",
+        "--disable-log-stats",
     ]
     environment = {k: v for k, v in os.environ.items() if not _is_secret(k)} | _QUIET
     if Path(checkpoint).is_dir():
@@ -171,8 +209,16 @@ def _vllm(checkpoint: str, engine: EngineSection, port: int) -> tuple[list[str],
     if kind == "cpu":
         # Measured (docs/benchmarks.md): eager starts in a third of the time at the same speed; blocks of 32 tokens,
         # the smallest, keep short prefixes; a seeded request that chunked prefill splits kills the engine.
-        command += ["--enforce-eager", "--block-size", "32", "--no-enable-chunked-prefill",
-                    "--max-num-batched-tokens", str(max(engine.max_model_len or 0, 8192)), "--max-num-seqs", "128"]
+        command += [
+            "--enforce-eager",
+            "--block-size",
+            "32",
+            "--no-enable-chunked-prefill",
+            "--max-num-batched-tokens",
+            str(max(engine.max_model_len or 0, 8192)),
+            "--max-num-seqs",
+            "128",
+        ]
         if "--dtype" not in engine.args:
             command += ["--dtype", "bfloat16" if cpu_multiplies_bfloat16() else "float32"]
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(_cache_gib(engine))

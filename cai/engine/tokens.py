@@ -34,8 +34,13 @@ class Tokens:
     """A model's tokenizer and chat template."""
 
     def __init__(
-        self, encode: Callable[[str, bool], list[int]], template: str, special: Sequence[str],
-        names: dict[str, str], max_len: int | None, source: str,
+        self,
+        encode: Callable[[str, bool], list[int]],
+        template: str,
+        special: Sequence[str],
+        names: dict[str, str],
+        max_len: int | None,
+        source: str,
     ) -> None:
         """`encode(text, plain)` encodes with special tokens recognised, or with `plain` as mere text."""
         self.max_len = max_len
@@ -54,8 +59,10 @@ class Tokens:
         settings = _json(folder / "tokenizer_config.json")
         template = _chat_template(folder, settings)
         if template is None:
-            raise UserError(f"{model}: its tokenizer has no chat template; use an instruct model, or add "
-                            "chat_template.jinja to its folder")
+            raise UserError(
+                f"{model}: its tokenizer has no chat template; use an instruct model, or add "
+                "chat_template.jinja to its folder"
+            )
         if not (folder / "tokenizer.json").exists():
             return cls._through_transformers(folder, template, settings)
         import tokenizers
@@ -153,12 +160,16 @@ class Tokens:
         for option in options:
             after = self._encode(text + gap + option, True)
             if after[: len(before)] != before or len(after) == len(before):
-                raise UserError(f"{self._source}: option '{option}' merges with the text before it ({text[-20:]!r}); "
-                                "end the template's last turn differently")
+                raise UserError(
+                    f"{self._source}: option '{option}' merges with the text before it ({text[-20:]!r}); "
+                    "end the template's last turn differently"
+                )
             found.append(after[len(before)])
         if len(set(found)) < len(found):
-            raise UserError(f"{self._source}: the options {list(options)} begin with the same token; end the "
-                            "template's last turn differently")
+            raise UserError(
+                f"{self._source}: the options {list(options)} begin with the same token; end the "
+                "template's last turn differently"
+            )
         return found
 
 
@@ -237,9 +248,19 @@ def _context(folder: Path) -> int | None:
 def _from_hub(model: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["tokenizer*", "*.model", "chat_template*", "config.json", "vocab*", "merges*", "special_tokens_map.json"]
+    patterns = [
+        "tokenizer*",
+        "*.model",
+        "chat_template*",
+        "config.json",
+        "vocab*",
+        "merges*",
+        "special_tokens_map.json",
+    ]
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        raise UserError(f"model '{model}': no such folder, and the hub did not give it ({type(error).__name__}); "
-                        "check the name, the network and HF_TOKEN") from error
+        raise UserError(
+            f"model '{model}': no such folder, and the hub did not give it ({type(error).__name__}); "
+            "check the name, the network and HF_TOKEN"
+        ) from error

@@ -60,7 +60,7 @@ def _load(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
 
 
 def _plain(packed: PreTrainedModel) -> PreTrainedModel:
-    """Return the same weights in a model that knows nothing of GGUF: one that was loaded from it refuses to be saved."""
+    """Return the same weights in a model that knows nothing of GGUF: one loaded from it refuses to be saved."""
     import torch
     import transformers
 

@@ -31,7 +31,8 @@ def merge_adapter(base: str, adapter: str, out: Path) -> Path:
     try:
         merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"{adapter}: does not fit the base '{base}' ({error}); give the base it was trained on") from error
+        found = f"{adapter}: does not fit the base '{base}' ({error})"
+        raise UserError(f"{found}; give the base it was trained on") from error
     if torch.cuda.is_available():
         merged = merged.to(torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)

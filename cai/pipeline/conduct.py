@@ -7,7 +7,6 @@ running the same command again goes on where the last one stopped.
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -202,9 +201,7 @@ class Conductor:
         )
 
     def _recorded(self, model: Lazy) -> Recorded:
-        return Recorded(
-            model, self.store, self.meter.tally, siblings=self.siblings, before_call=self._check_budget
-        )
+        return Recorded(model, self.store, self.meter.tally, siblings=self.siblings, before_call=self._check_budget)
 
     async def _walk(self, turn: PhaseTurn, policy: Recorded, judge: Recorded) -> int:
         """Walk every prompt that has not been walked with these inputs; return how many have failed."""

@@ -59,8 +59,16 @@ async def compare(conductor: Conductor, before: Recorded, after: Recorded, judge
         return
     run, bench = RunView(conductor.folder), conductor.bench(judge)
     inputs_id = canon.content_id(
-        "evaluate", [before.identity, after.identity, judge.identity, conductor.manifest["constitution"]["id"],
-                     config.judge.model_dump(), config.evaluate.samples, conductor.templates.ids]
+        "evaluate",
+        [
+            before.identity,
+            after.identity,
+            judge.identity,
+            conductor.manifest["constitution"]["id"],
+            config.judge.model_dump(),
+            config.evaluate.samples,
+            conductor.templates.ids,
+        ],
     )
 
     async def walk(prompt: Prompt) -> Walked:
@@ -68,9 +76,7 @@ async def compare(conductor: Conductor, before: Recorded, after: Recorded, judge
         pairs = _matching(*arms)
         walked = Walked(prompt)
         if config.evaluate.judge:
-            walked.comparisons = compare_policies(
-                prompt, [b for b, _ in pairs], [a for _, a in pairs], phase=PHASE
-            )
+            walked.comparisons = compare_policies(prompt, [b for b, _ in pairs], [a for _, a in pairs], phase=PHASE)
         judged = await asyncio.gather(
             *(
                 judge_one(c, prompt, b.text, a.text, judge, bench)

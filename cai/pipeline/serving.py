@@ -104,7 +104,11 @@ class Fleet:
         with self._meter.stage(f"start server for {name}", 1):
             checkpoint = str(section.checkpoint)
             server = await servers.start(
-                checkpoint if self._engine.kind == "scripted" else resolve(checkpoint), self._engine, run_dir=self._folder, name=name, identity=identity
+                checkpoint if self._engine.kind == "scripted" else resolve(checkpoint),
+                self._engine,
+                run_dir=self._folder,
+                name=name,
+                identity=identity,
             )
         self._servers[identity] = server
         endpoint = Endpoint(server.url, self._engine, revive=server.revive)
@@ -121,9 +125,7 @@ class Fleet:
         self._endpoints[identity] = endpoints
         name, length = await served_name(endpoints[0])
         tokens = load_tokens(section, self._engine, length=length)
-        return Client(
-            endpoints, self._engine, identity=identity, name=section.served_name or name, tokenizer=tokens
-        )
+        return Client(endpoints, self._engine, identity=identity, name=section.served_name or name, tokenizer=tokens)
 
 
 def identity_of(section: ModelSection, engine: EngineSection) -> str:

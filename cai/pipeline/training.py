@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cai import canon
-from cai.config import RunConfig, DpoSection, SftSection
+from cai.config import DpoSection, RunConfig, SftSection
 from cai.errors import TrainError, UserError
 from cai.manifest import write_atomically
 from cai.model.fetch import resolve

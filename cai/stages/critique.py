@@ -27,7 +27,9 @@ def draw(
     able = [p for p in principles if p.revision and p.applies_to(prompt.domain)]
     if not able:
         return None
-    return max(able, key=lambda p: canon.unit_interval(seed, "draw", prompt.id, sample_index, round, p.id) ** (1 / p.weight))
+    return max(
+        able, key=lambda p: canon.unit_interval(seed, "draw", prompt.id, sample_index, round, p.id) ** (1 / p.weight)
+    )
 
 
 def request_turn(principle: Principle, template: Template) -> Turn:

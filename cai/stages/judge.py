@@ -137,9 +137,7 @@ async def _by_reasoning(
     judge: Recorded,
     bench: Bench,
 ) -> list[Judgment]:
-    return list(
-        await asyncio.gather(*(_reason_once(head, p, comparison, order, judge, bench) for p in principles))
-    )
+    return list(await asyncio.gather(*(_reason_once(head, p, comparison, order, judge, bench) for p in principles)))
 
 
 async def _reason_once(
@@ -222,5 +220,3 @@ def _unusable(comparison: Comparison, question: Question, order: Order, answer: 
         p_a=None,
         reason=reason,
     )
-
-

@@ -22,9 +22,7 @@ async def respond(
 ) -> list[Response]:
     """Return `samples` answers to `prompt`. Each sample's seed is drawn by hash, so the same run draws the same."""
     turns = opening(prompt, system)
-    requests = [
-        Generate(turns, sampling, canon.seed_of(seed, "respond", prompt.id, i), i) for i in range(samples)
-    ]
+    requests = [Generate(turns, sampling, canon.seed_of(seed, "respond", prompt.id, i), i) for i in range(samples)]
     answers = await asyncio.gather(*(policy.generate(request) for request in requests))
     return [
         Response(

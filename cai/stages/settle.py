@@ -90,9 +90,7 @@ def _effective_override(decisions: Sequence[Decision]) -> Override | None:
 def _by_person(comparison_id: str, override: Override, votes: tuple[Vote, ...]) -> Settled:
     p_a = {"a": 1.0, "b": 0.0, "tie": 0.5}[override.label]
     tie = 1.0 if override.label == "tie" else 0.0
-    return Settled(
-        comparison_id, "overridden", override.label, p_a, tie, abs(2 * p_a - 1), votes, "human", override.id
-    )
+    return Settled(comparison_id, "overridden", override.label, p_a, tie, abs(2 * p_a - 1), votes, "human", override.id)
 
 
 def _vote(question_id: str, asked: Asked, decisions: Sequence[Decision], on_disagreement: str, margin: float) -> Vote:

@@ -139,6 +139,9 @@ class Walk:
 
 def sampling_of(section: RespondSection | object, *, max_tokens: int | None = None) -> Sampling:
     """Return the sampling a config section asks for."""
-    wanted = {name: getattr(section, name) for name in ("max_tokens", "temperature", "min_p", "top_p")
-              if hasattr(section, name)}
+    wanted = {
+        name: getattr(section, name)
+        for name in ("max_tokens", "temperature", "min_p", "top_p")
+        if hasattr(section, name)
+    }
     return Sampling(**(wanted | ({"max_tokens": max_tokens} if max_tokens else {})))

@@ -130,12 +130,14 @@ class Recorded:
     async def _ask(self, descriptions: list[dict[str, Any]], turns: Sequence[Turn], send: Any) -> list[Answer]:
         keys = [request_key(d) for d in descriptions]
         waiting = {key: self._pending[key] for key in keys if key in self._pending}
-        answers = self._look_up([key for key in keys if key not in waiting], dict(zip(keys, descriptions, strict=True)),
-                                turns)
+        answers = self._look_up(
+            [key for key in keys if key not in waiting], dict(zip(keys, descriptions, strict=True)), turns
+        )
         missing = [i for i, key in enumerate(keys) if key not in answers and key not in waiting]
         if missing:
-            answers |= await self._send([keys[i] for i in missing], [descriptions[i] for i in missing], turns,
-                                        lambda: send(missing))
+            answers |= await self._send(
+                [keys[i] for i in missing], [descriptions[i] for i in missing], turns, lambda: send(missing)
+            )
         for key, future in waiting.items():
             answers[key] = await asyncio.shield(future)
         return [answers[key] for key in keys]
@@ -196,4 +198,3 @@ class Recorded:
             kind = description["kind"]
             self.tally.by_kind[kind] = self.tally.by_kind.get(kind, 0) + 1
         return answers
-

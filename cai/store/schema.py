@@ -57,7 +57,9 @@ def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
             connection.execute("PRAGMA synchronous = FULL")
         found = connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
     except sqlite3.DatabaseError as error:
-        raise StoreError(f"{path}: not a readable store ({error}); restore it from a copy, or start a new run") from error
+        raise StoreError(
+            f"{path}: not a readable store ({error}); restore it from a copy, or start a new run"
+        ) from error
     if found is None or int(found[0]) != VERSION:
         version = "none" if found is None else found[0]
         raise StoreError(
