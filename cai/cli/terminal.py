@@ -62,7 +62,7 @@ class Progress:
         self._tty = sys.stderr.isatty()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._told = 0
+        self._told: set[int] = set()
 
     def __enter__(self) -> Progress:
         if not self._quiet:
@@ -91,13 +91,12 @@ class Progress:
 
     def _tell_ended(self) -> None:
         """Print one line for every stage that has ended since the last look."""
-        stages = self._meter.stages
-        while self._told < len(stages) and stages[self._told].ended is not None:
-            stage = stages[self._told]
-            self._line("")
-            failed = f", {stage.failed} failed" if stage.failed else ""
-            print(f"{clean(stage.name):<44} {stage.seconds:>7.1f} s{failed}", file=sys.stderr, flush=True)
-            self._told += 1
+        for stage in self._meter.stages:
+            if stage.ended is not None and id(stage) not in self._told:
+                self._told.add(id(stage))
+                self._line("")
+                failed = f", {stage.failed} failed" if stage.failed else ""
+                print(f"{clean(stage.name):<44} {stage.seconds:>7.1f} s{failed}", file=sys.stderr, flush=True)
 
     def _line(self, text: str) -> None:
         if self._tty:

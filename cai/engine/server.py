@@ -200,6 +200,7 @@ def _vllm(checkpoint: str, engine: EngineSection, port: int) -> tuple[list[str],
         "vllm",
         "--enable-prompt-tokens-details",
         "--disable-log-stats",
+        "--disable-uvicorn-access-log",
     ]
     environment = {k: v for k, v in os.environ.items() if not _is_secret(k)} | _QUIET
     if Path(checkpoint).is_dir():

@@ -38,7 +38,7 @@ class Level:
     Until the first push back it doubles with every round of answers, as TCP's slow start does.
     """
 
-    def __init__(self, most: int, start: int = 16) -> None:
+    def __init__(self, most: int, start: int = 64) -> None:
         self.most = most
         self.limit = float(min(start, most))
         self.in_flight = 0

@@ -89,8 +89,8 @@ def changes(answered: Sequence[Answered], *, seed: int) -> list[Change]:
         ("empty", "Empty", "share", lambda r: not r.text.strip()),
         ("refusal", "Refuses", "share", lambda r: texts.is_refusal(r.text)),
         ("opener", "Begins with a boilerplate opener", "share", lambda r: texts.has_boilerplate_opener(r.text)),
-        ("repeats", "Repeats four words in a row", "share", lambda r: texts.repeated_share(r.text) > 0),
-        ("repeated", "Of an answer, repeated runs of four words", "share", lambda r: texts.repeated_share(r.text)),
+        ("repeats", "Repeats a run of four words", "share", lambda r: texts.repeated_share(r.text) > 0),
+        ("repeated", "Runs of four words that repeat, per answer", "share", lambda r: texts.repeated_share(r.text)),
         ("copied", "Word for word an answer to another prompt", "share", lambda r: r.id in copies),
     ]
     return [

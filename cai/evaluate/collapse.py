@@ -26,8 +26,8 @@ class Sign:
     value: float
     limit: float
     unit: str
-    """How to read value and limit: `times` the first policy's (at least), or a rise in `share` or a distance in
-    `nats` per token (at most)."""
+    """How to read value and limit: `times` the first policy's (at least), or a rise in `share`, or a `fall` or
+    distance in `nats` per token (at most)."""
     seen: bool
     """Whether the value lies on the wrong side of the limit."""
     warning: str
@@ -60,7 +60,7 @@ def _of_likelihood(measured: Mapping[str, Any]) -> Iterator[Sign]:
     if change := likelihood.get("change_under_before"):
         fall = -change["value"]
         warning = f"log-likelihood under the first policy fell by {fall:.2f} nats per token"
-        yield Sign("log-likelihood", fall, MOST_LIKELIHOOD_FALL, "nats", fall > MOST_LIKELIHOOD_FALL, warning)
+        yield Sign("log-likelihood", fall, MOST_LIKELIHOOD_FALL, "fall", fall > MOST_LIKELIHOOD_FALL, warning)
     if kl := likelihood.get("kl"):
         value = kl["value"]
         warning = f"the last policy has drifted {value:.2f} nats per token (KL) from the first"

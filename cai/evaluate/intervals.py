@@ -42,7 +42,7 @@ class Estimate:
     """Upper end."""
     n_prompts: int
     """Prompts that say something about it."""
-    clear: bool
+    is_clear: bool
     """Whether the interval excludes the value of no effect."""
 
     def as_dict(self) -> dict[str, Any]:
@@ -95,8 +95,8 @@ def estimate(
         drawn = (statistic([sum(pick(c)) for c in columns]) for pick in _picks(len(rows), seed, resamples))
         values = sorted(v for v in drawn if v is not None)
         low, high = quantile(values, (1 - LEVEL) / 2), quantile(values, (1 + LEVEL) / 2)
-    clear = low is not None and high is not None and not low <= no_effect <= high
-    return Estimate(value, low, high, n_prompts, clear)
+    is_clear = low is not None and high is not None and not low <= no_effect <= high
+    return Estimate(value, low, high, n_prompts, is_clear)
 
 
 @lru_cache(maxsize=2)

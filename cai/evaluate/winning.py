@@ -32,7 +32,7 @@ class Wins:
         """Count one comparison; `p_after` is None where it was not decided, and `why` then says why."""
         row = self.by_prompt.setdefault(prompt_id, [0.0, 0.0])
         if p_after is None:
-            self.undecided[why] += 1
+            self.undecided["abstained" if why == "abstains" else why] += 1
             return
         is_tie = abs(p_after - 0.5) <= tie_margin
         self.ties += is_tie

@@ -66,7 +66,7 @@ def _plain(packed: PreTrainedModel) -> PreTrainedModel:
 
     settings = {key: value for key, value in packed.config.to_dict().items() if key != "quantization_config"}
     config = type(packed.config).from_dict(settings)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(packed.state_dict(), strict=True)
     model.generation_config = packed.generation_config
     return model

@@ -46,8 +46,8 @@ class Meter:
 
     @property
     def current(self) -> Stage | None:
-        """The stage at work, if any."""
-        return self.stages[-1] if self.stages and self.stages[-1].ended is None else None
+        """The stage at work, if any: the innermost, where one has begun inside another."""
+        return next((stage for stage in reversed(self.stages) if stage.ended is None), None)
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Stage]:

@@ -48,7 +48,7 @@ def curve(name: str, points: Sequence[tuple[float, float]]) -> dict[str, Any] | 
 def _in_words(name: str, xs: Sequence[float], ys: Sequence[float]) -> str:
     least, most = min(range(len(ys)), key=ys.__getitem__), max(range(len(ys)), key=ys.__getitem__)
     return (
-        f"{name} from {number(ys[0])} at step {number(xs[0])} to {number(ys[-1])} at step "
+        f"{name[:1].upper()}{name[1:]} from {number(ys[0])} at step {number(xs[0])} to {number(ys[-1])} at step "
         f"{number(xs[-1])}; lowest {number(ys[least])} at step {number(xs[least])}, highest {number(ys[most])} at step "
         f"{number(xs[most])}"
     )

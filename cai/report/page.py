@@ -85,9 +85,10 @@ def _change(estimate: dict[str, Any] | None, unit: str) -> dict[str, str]:
     """Return a change and its interval in words: shares in points."""
     if estimate is None:
         return {"value": words.NONE, "interval": words.NONE}
-    tell = (lambda v: words.points(v, 1)) if unit == "share" else (lambda v: words.signed(v, 2 if abs(v) < 10 else 1))
-    interval = words.NONE if estimate["low"] is None else f"{tell(estimate['low'])} to {tell(estimate['high'])}"
-    return {"value": tell(estimate["value"]), "interval": interval}
+    ends = [estimate["value"], *(end for end in (estimate["low"], estimate["high"]) if end is not None)]
+    digits = 2 if unit != "share" and max(map(abs, ends)) < 10 else 1
+    value, *interval = [words.signed(100 * end if unit == "share" else end, digits) for end in ends]
+    return {"value": value, "interval": " to ".join(interval) or words.NONE}
 
 
 def as_json(data: dict[str, Any]) -> str:

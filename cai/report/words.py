@@ -116,7 +116,7 @@ def _moved(rate: Tree) -> str:
     change = rate["difference"]
     if change["low"] is None:
         return "went from"
-    if not change["clear"]:
+    if not change["is_clear"]:
         return "did not change clearly: it went from"
     return "rose from" if change["value"] > 0 else "fell from"
 
@@ -133,7 +133,7 @@ def _of_wins(evaluation: Tree, n: int) -> str:
     if not wins or not wins["settled"]["rate"]:
         return ""
     rate = wins["settled"]["rate"]
-    sure = "" if rate["clear"] else ", which is no clear difference"
+    sure = "" if rate["is_clear"] else ", which is no clear difference"
     return (
         f"On {plural(n, 'held-out prompt')}, the trained policy's answer won {percent(rate['value'])} of the decided "
         f"comparisons with the first policy's ({_range(rate)}){sure}."
