@@ -120,14 +120,14 @@ def make_run(
     likelihoods: bool = True,
     prompts: Iterable[str] | None = None,
     rewrite: Callable[[str], str] = lambda text: text,
-    **changes: Any,
+    config: dict[str, Any] | None = None,
 ) -> Path:
     """Make a run folder and return it.
 
     `arms` and `phases` say how far the run has come; `prompts` replaces the questions and `rewrite` changes every
-    answer; `changes` go into the config.
+    answer; `config` replaces top-level entries of the config.
     """
-    maker = _Maker(folder, config_of(folder, **changes), judge, rewrite)
+    maker = _Maker(folder, config_of(folder, **(config or {})), judge, rewrite)
     base = Policy("tiny-135m@main", passing=0.2)
     passing = 0.2 if after == "same" else 0.7
     last = Policy("runs/x/checkpoints/rl/model", passing, collapsed=after == "collapsed")

@@ -211,13 +211,13 @@ def test_dpo_learns_a_planted_preference(tiny: Path, tmp_path: Path) -> None:
 
     path = write(tmp_path / "pairs.jsonl", planted_pairs(96))
     said: list[dict[str, Any]] = []
-    settings = DpoSection.model_validate({**SETTINGS, "sft_weight": 0.2})
+    settings = DpoSection.model_validate({**SETTINGS, "epochs": 4.0, "sft_weight": 0.2})
     result = dpo.train(path, str(tiny), tmp_path / "out", settings, seed=1, device="cpu", on_step=said.append,
                        manifest={"phase": "rl"})
     held_out = margins(tiny, result.path, planted_pairs(40, seed=9))
     assert sum(m > 0 for m in held_out) >= 38 and sum(held_out) / 40 > 2
     steps = [row for row in said if row["step"]]
-    assert [row["step"] for row in steps] == list(range(1, 25)) and steps[-1]["loss"] < steps[0]["loss"] - 0.1
+    assert [row["step"] for row in steps] == list(range(1, 49)) and steps[-1]["loss"] < steps[0]["loss"] - 0.1
     assert steps[-1]["eta_s"] == 0 and all(row["tokens_per_s"] > 0 and row["lr"] > 0 for row in steps[1:])
     assert said[0]["step"] == 0 and max(row["reference_rows"] for row in said if not row["step"]) == 96
     manifest = json.loads((tmp_path / "out" / "checkpoint.json").read_text())
@@ -231,9 +231,9 @@ def test_dpo_learns_a_planted_preference(tiny: Path, tmp_path: Path) -> None:
 def test_sft_learns_its_rows_with_all_weights(tiny: Path, tmp_path: Path) -> None:
     from cai.train import sft
 
-    rows = [{"prompt": message(f"say {w}"), "completion": f"{w} {w}", "id": w} for w in WORDS[:32]]
+    rows = [{"prompt": message(f"say {w}"), "completion": f"{w} {w}", "id": w} for w in WORDS[:8]]
     path = write(tmp_path / "sft.jsonl", rows)
-    settings = SftSection.model_validate({**SETTINGS, "epochs": 12.0, "lora": None})
+    settings = SftSection.model_validate({**SETTINGS, "epochs": 60.0, "lora": None})
     result = sft.train(path, str(tiny), tmp_path / "out", settings, device="cpu", dtype="float32")
     assert result.path.name == "model" and result.manifest["loss_last"] < 0.5 * result.manifest["loss_first"]
     from transformers import AutoModelForCausalLM, AutoTokenizer

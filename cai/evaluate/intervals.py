@@ -58,7 +58,8 @@ def wilson(n_hits: int, n: int, *, level: float = LEVEL) -> tuple[float, float] 
     p = n_hits / n
     middle = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # Rounding must not push the share itself out of its interval.
+    return max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))
 
 
 def mean(totals: Totals) -> float | None:

@@ -20,9 +20,9 @@ _INCIDENTAL = ("_name_or_path", "_model_name_or_path", "_from_model_config", "is
 def convert(gguf: Path, out: Path) -> dict[str, str]:
     """Write model, tokenizer and configs of `gguf` into the folder `out`; return the versions that did it.
 
-    The weights are unpacked to bfloat16: vLLM serves and TRL trains them as they are, in half of float32's size, and
-    its 8 bits of precision are finer than the 4 bits that the weights were packed in. Raises UserError when a library
-    is missing.
+    The weights are unpacked to bfloat16, in half of float32's size: its 8 bits of precision are finer than the 4 bits
+    that they were packed in. This is how they are kept; what they are computed in is chosen where they are loaded.
+    Raises UserError when a library is missing.
     """
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars of the libraries; a failure is an exception
         model, tokenizer = _load(gguf)
@@ -66,7 +66,7 @@ def _plain(packed: PreTrainedModel) -> PreTrainedModel:
 
     settings = {key: value for key, value in packed.config.to_dict().items() if key != "quantization_config"}
     config = type(packed.config).from_dict(settings)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.load_state_dict(packed.state_dict(), strict=True)
     model.generation_config = packed.generation_config
     return model

@@ -131,7 +131,9 @@ class Fleet:
 def identity_of(section: ModelSection, engine: EngineSection) -> str:
     """Return the identity of the model a section names, without serving it."""
     if engine.kind == "scripted" and not section.base_url:
-        return "scripted:" + _script(engine.args)
+        # The script answers whatever the checkpoint, which is named all the same: it is what gets trained.
+        trained = Path(str(section.checkpoint))
+        return "scripted:" + (model_identity(str(trained)) if trained.is_dir() else "") + _script(engine.args)
     if section.checkpoint is None:
         return f"{section.served_name or 'served'}@{section.revision or 'unknown'} at {_hosts(section.base_url)}"
     return model_identity(resolve(section.checkpoint), section.revision)

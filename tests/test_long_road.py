@@ -1,0 +1,111 @@
+"""The long road on a tiny model: SFT on revisions, DPO on that policy's samples, evaluation; then a person overrules.
+
+The scripted server answers for every policy, so that what is tested is the road and not the model.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cai.manifest import now
+from cai.records import Override
+from cai.store import ledger, schema
+from cai.trail import RunView
+from tests import runs
+from tests.tiny import make_model
+
+TRAINER = {
+    "learning_rate": 1e-3,
+    "max_steps": 3,
+    "batch_size": 4,
+    "micro_batch_size": 4,
+    "max_length": 256,
+    "lora": {"r": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    folder = tmp_path_factory.mktemp("long")
+    runs.write_inputs(folder, n_prompts=30)
+    base = make_model(folder / "base")
+    tree = runs.config(folder)
+    tree["models"]["policy"]["checkpoint"] = str(base)
+    tree["prompts"]["held_out"] = 0.4
+    tree["phases"] = [
+        {"name": "sl", "samples": 1, "revisions": 2, "train": "sft"},
+        {"name": "rl", "samples": 2, "pairs": ["samples"], "train": "dpo"},
+    ]
+    tree["train"] = {"sft": TRAINER, "dpo": TRAINER, "device": "cpu"}
+    tree["evaluate"] = {"samples": 2}
+    path = runs.write_config(folder, tree)
+    return runs.run_json(path) | {"config": str(path)}
+
+
+def test_both_phases_leave_checkpoints_that_name_their_rows(said: dict) -> None:
+    run = RunView(said["run"])
+    assert [p["name"] for p in run.manifest["policies"]] == ["base", "sl", "rl"]
+    for phase, method in (("sl", "sft"), ("rl", "dpo")):
+        folder = Path(said["run"]) / "checkpoints" / phase
+        manifest = json.loads((folder / "checkpoint.json").read_text())
+        assert manifest["method"] == method and manifest["rows_id"].startswith("b2:")
+        assert (folder / "model" / "model.safetensors").exists()
+        assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.pt"))
+    assert said["stale"] == []
+
+
+def test_each_policy_is_another_model(said: dict) -> None:
+    identities = [p["identity"] for p in RunView(said["run"]).manifest["policies"]]
+    assert len(set(identities)) == 3
+
+
+def test_held_out_prompts_are_answered_by_both_policies_and_by_no_other_phase(said: dict) -> None:
+    run = RunView(said["run"])
+    held_out = [prompt for _, prompt in run.prompts("held_out")]
+    assert len(held_out) == said["prompts"]["held_out"] > 5
+    for prompt in held_out:
+        for arm in ("before", "after"):
+            assert len(run.records(f"evaluate/{arm}", prompt.id)["response"]) == 2
+        assert not run.records("sl", prompt.id) and not run.records("rl", prompt.id)
+
+
+def test_the_report_stands_alone(said: dict) -> None:
+    page = (Path(said["run"]) / "report.html").read_text(encoding="utf-8")
+    assert "<html" in page and "http://" not in page.replace("http://www.w3.org", "") and "<script src" not in page
+    assert "quick" in page or "small" in page
+
+
+def test_running_again_asks_and_trains_nothing(said: dict) -> None:
+    again = runs.run_json(Path(said["config"]))
+    assert again["calls"] == {"made": 0, "reused": 0} and again["accounting"] == said["accounting"]
+
+
+def test_an_override_changes_the_pairs_names_stale_checkpoints_and_is_trained_on(said: dict) -> None:
+    run = RunView(said["run"])
+    end = next(e for e in run.ended("rl") if e.admission.pair is not None)
+    flipped = "b" if end.settled.label == "a" else "a"
+    override = Override(
+        comparison_id=end.comparison.id, label=flipped, author="ann", reason="clearer", blind=True, time=now()
+    )
+    ledger.append_now(schema.connect(run.folder / "store.sqlite"), [override])
+    pairs = json.loads(runs.cai("pairs", said["run"], "--json").stdout)
+    assert [Path(p).name for p in pairs["stale"]] == ["rl"]
+    rows = [json.loads(line) for line in (run.folder / "provenance.jsonl").read_text().splitlines()]
+    changed = next(r for r in rows if r["pair_id"] == end.comparison.id)
+    assert changed["label_source"] == "human" and changed["override_id"] == override.id
+    assert changed["chosen_arm"] == flipped
+    again = runs.run_json(Path(said["config"]))
+    assert [Path(p).name for p in again["stale"]] == ["rl"] and again["accounting"]["overridden"] == 1
+    old = json.loads((run.folder / "checkpoints" / "rl" / "checkpoint.json").read_text())
+    assert "rl" in runs.cai("train", said["run"]).stdout
+    new = json.loads((run.folder / "checkpoints" / "rl" / "checkpoint.json").read_text())
+    assert new["rows_id"] != old["rows_id"]
+    assert json.loads(runs.cai("pairs", said["run"], "--json").stdout)["stale"] == []
+
+
+def test_rows_are_shown_as_the_model_reads_them(said: dict) -> None:
+    shown = runs.cai("train", said["run"], "--phase", "rl", "--show", "2").stdout
+    assert shown.count("assistant") >= 2
