@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -114,14 +115,19 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=KINDS)
-def any_run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return make_run(tmp_path / request.param, **KINDS[request.param])
+@pytest.fixture(scope="module", params=KINDS)
+def any_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / request.param, **KINDS[request.param])
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "full")
 
 
 @pytest.fixture
-def full(tmp_path: Path) -> Path:
-    return make_run(tmp_path / "full")
+def full(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine, tmp_path / "full"))
 
 
 # -- every kind of run -----------------------------------------------------------------------------------------------
@@ -139,7 +145,7 @@ def test_every_run_has_a_page_that_is_whole_and_stands_alone(any_run: Path) -> N
 def test_every_page_can_be_read_without_eyes(any_run: Path) -> None:
     page = page_of(any_run)
     assert page.all("html")[0]["lang"] == "en"
-    assert [len(page.all(tag)) for tag in ("main", "header", "footer", "h1", "title")][:4] == [1, 1, 1, 1]
+    assert [len(page.all(tag)) for tag in ("main", "header", "footer", "h1")] == [1, 1, 1, 1]
     parents = {tag: [parent for name, _, parent in page.tags if name == tag] for tag in ("caption", "title")}
     assert parents["caption"] == ["table"] * len(page.all("table"))
     assert all(a.get("scope") for a in page.all("th"))
@@ -185,7 +191,8 @@ def test_the_accounting_adds_up(any_run: Path) -> None:
 def test_the_first_sentence_is_the_change_with_its_interval(full: Path) -> None:
     rate = collect(full)["evaluation"]["checks"][0]
     sentence = headline(full)[0]
-    assert sentence.startswith("On 30 held-out prompts, the share of answers that keep every programmatic principle rose")
+    assert sentence.startswith("On 30 held-out prompts, the share of answers that keep every programmatic principle ")
+    assert " rose " in sentence
     assert f"from {rate['before']:.0%} to {rate['after']:.0%}" in sentence and "95% interval +" in sentence
     assert sentence in page_of(full).said
 
@@ -267,7 +274,6 @@ def test_the_command_names_everything_the_run_was_made_from(full: Path) -> None:
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_text_changes_nothing_but_words(text: str, tmp_path: Path) -> None:
-    # JSON in the store holds any character but a lone surrogate; NUL is no character of a prompt in SQLite's eyes.
     folder = make_run(
         tmp_path / "run", n_train=3, n_held_out=3, phases=("sl",), likelihoods=False,
         prompts=[f"{text} {i}" for i in range(6)], rewrite=lambda said: f"{said} {text}",
@@ -281,7 +287,7 @@ def test_hostile_text_changes_nothing_but_words(text: str, tmp_path: Path) -> No
     ) == 1
     html = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2066-\u2069\ufeff]", html)
-    if text.isascii() and text.isprintable() and len(text) < 4000:
+    if text.isascii() and text.isprintable() and len(text) < 2000:
         assert " ".join(text.split()) in page.said
 
 

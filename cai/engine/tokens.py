@@ -41,8 +41,10 @@ class Tokens:
         names: dict[str, str],
         max_len: int | None,
         source: str,
+        decode: Callable[[Sequence[int]], str],
     ) -> None:
         """`encode(text, plain)` encodes with special tokens recognised, or with `plain` as mere text."""
+        self._decode = decode
         self.max_len = max_len
         self._encode = encode
         self._special = tuple(s for s in special if s)
@@ -77,7 +79,10 @@ class Tokens:
         def encode(text: str, as_plain: bool) -> list[int]:
             return (plain if as_plain else aware).encode(text, add_special_tokens=False).ids
 
-        return cls(encode, template, special, _names(settings), _context(folder), model)
+        def decode(ids: Sequence[int]) -> str:
+            return aware.decode(list(ids), skip_special_tokens=True)
+
+        return cls(encode, template, special, _names(settings), _context(folder), model, decode)
 
     @classmethod
     def _through_transformers(cls, folder: Path, template: str, settings: dict[str, Any]) -> Tokens:
@@ -88,7 +93,11 @@ class Tokens:
         def encode(text: str, as_plain: bool) -> list[int]:
             return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=as_plain))
 
-        return cls(encode, template, tokenizer.all_special_tokens, _names(settings), _context(folder), str(folder))
+        def decode(ids: Sequence[int]) -> str:
+            return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+        special = tokenizer.all_special_tokens
+        return cls(encode, template, special, _names(settings), _context(folder), str(folder), decode)
 
     # -- conversations -----------------------------------------------------------------------------------------------
 
@@ -124,6 +133,10 @@ class Tokens:
     def answer_ids(self, text: str) -> list[int]:
         """Return the ids of an answer, as mere text."""
         return self._encode(text, True)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of generated ids, without special tokens."""
+        return self._decode(ids)
 
     def render(self, turns: Sequence[Turn], *, open_final: bool, generate: bool = True) -> str:
         """Return the conversation as the chat template writes it; with `open_final` the last turn is left open."""

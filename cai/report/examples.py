@@ -12,8 +12,8 @@ from cai.evaluate import answers
 from cai.records import Prompt, Response, Revision
 from cai.trail import Ended, RunView
 
-_LONGEST = 4000
-"""So many characters of an answer are shown."""
+_LONGEST = 2500
+"""So many characters of an answer or of a turn of the prompt are shown."""
 
 
 def choose(run: RunView) -> dict[str, Any] | None:
@@ -69,7 +69,7 @@ def _item(
         "prompt_id": prompt.id,
         "source_id": prompt.source_id,
         "domain": prompt.domain,
-        "messages": [{"role": m.role, "text": _short(m.content)} for m in prompt.messages],
+        "messages": [{"role": m.role, **_short(m.content)} for m in prompt.messages],
         "sides": sides,
         "verdict": _verdict(end, labels),
     }
@@ -83,8 +83,7 @@ def _side(constitution: Constitution, prompt: Prompt, label: str, answer: Respon
     ]
     return {
         "label": label,
-        "text": _short(answer.text),
-        "n_left_out": max(0, len(answer.text) - _LONGEST),
+        **_short(answer.text),
         "words": checks.count_words(answer.text),
         "cut": answer.finish_reason == "length",
         "checks": [
@@ -94,8 +93,8 @@ def _side(constitution: Constitution, prompt: Prompt, label: str, answer: Respon
     }
 
 
-def _short(text: str) -> str:
-    return text[:_LONGEST]
+def _short(text: str) -> dict[str, Any]:
+    return {"text": text[:_LONGEST], "n_left_out": max(0, len(text) - _LONGEST)}
 
 
 def _verdict(end: Ended | None, labels: tuple[str, str]) -> dict[str, Any] | None:
