@@ -6,6 +6,7 @@ which decisions stand behind line n of it. Both are byte-identical for the same 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import re2
 
 from cai import canon, checks
 from cai.manifest import write_atomically
-from cai.records import PreferencePair
+from cai.records import Critique, PreferencePair
 from cai.stages.admit import Accounting
 from cai.trail import Ended, RunView
 
@@ -86,14 +87,18 @@ def sft_rows(run: RunView, phase: str) -> Iterator[dict[str, Any]]:
     """Yield the SFT rows of a phase: the revisions of every round (Bai et al. 2022, §3.1), in order.
 
     An answer whose check found nothing to revise is its own revision. With `train.sft.rows: passing`, only texts that
-    every programmatic principle passes. Cut, empty and boilerplate texts are left out in either case.
+    every programmatic principle passes. Cut, empty and boilerplate texts are left out in either case, and revisions
+    that repeat the critique or the request they follow: weak models answer the request instead of the user, and
+    training on that is how published runs have collapsed.
     """
     boilerplate = [re2.compile(pattern) for pattern in run.config.pairs.boilerplate]
     only_passing = run.config.train.sft.rows == "passing"
     for _, prompt in run.prompts("train"):
         records = run.records(phase, prompt.id)
-        left_alone = {c.answer_id for c in records.get("critique", []) if c.passed}
-        answers = [r for r in records.get("response", []) if r.id in left_alone] + records.get("revision", [])
+        critiques = {c.id: c for c in records.get("critique", [])}
+        left_alone = {c.answer_id for c in critiques.values() if c.passed}
+        clean = [r for r in records.get("revision", []) if not _echoes(r.text, run, critiques[r.critique_id])]
+        answers = [r for r in records.get("response", []) if r.id in left_alone] + clean
         seen: set[str] = set()
         for answer in sorted(answers, key=lambda r: r.id):
             text = answer.text.strip()
@@ -103,6 +108,19 @@ def sft_rows(run: RunView, phase: str) -> Iterator[dict[str, Any]]:
             seen.add(text)
             messages = [m.model_dump() for m in prompt.messages]
             yield {"prompt": messages, "completion": text, "id": answer.id}
+
+
+def _echoes(text: str, run: RunView, critique: Critique) -> bool:
+    """Return whether a revision repeats five words in a row of its critique or of the requests around it."""
+    principle = run.constitution[critique.principle_id]
+    asked = [turn.text for turn in run.templates["revision"].turns(request=principle.revision)]
+    runs_asked = {r for source in (critique.text, *asked) for r in _runs_of_words(source)}
+    return not runs_asked.isdisjoint(_runs_of_words(text))
+
+
+def _runs_of_words(text: str, n: int = 5) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
 
 
 def passes_all(run: RunView, text: str, domain: str) -> bool:

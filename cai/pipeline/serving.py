@@ -90,8 +90,11 @@ class Fleet:
 
     async def release_all(self) -> None:
         """Stop everything this run serves."""
-        for identity in list(self._models):
-            await self.release(identity)
+        async with self._starting:
+            endpoints = [endpoint for several in self._endpoints.values() for endpoint in several]
+            await asyncio.gather(*(e.close() for e in endpoints), *(s.stop() for s in self._servers.values()))
+            for kept in (self._models, self._endpoints, self._servers):
+                kept.clear()
 
     async def _serve(self, identity: str, section: ModelSection, name: str) -> Model:
         if section.base_url:

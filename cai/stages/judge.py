@@ -14,6 +14,7 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from cai import canon, checks
 from cai.config import JudgeSection
@@ -52,6 +53,13 @@ class Bench:
 
     def question(self, principle: Principle) -> Question:
         """Return the principle as it is put to this judge."""
+        return self._questions[principle.id]
+
+    @cached_property
+    def _questions(self) -> dict[str, Question]:
+        return {p.id: self._question(p) for p in self.principles}
+
+    def _question(self, principle: Principle) -> Question:
         if principle.check is not None:
             return Question(
                 principle_id=principle.id,

@@ -73,20 +73,18 @@ class Progress(TrainerCallback):
         if self._start is None:
             self._start = (state.global_step, time.monotonic(), self._tokens_seen())
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and leave where that was asked for."""
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Add a line to the curve; then save and leave where that was asked for."""
+        if not logs or "loss" not in logs:
+            return
+        if state.is_world_process_zero:
+            row = self._row(state, logs)
+            with self._job.folder.curve.open("ab") as file:
+                file.write(canon.dumps(row) + b"\n")
+            if self._job.on_step:
+                self._job.on_step(row)
         if self._job.stop.is_set():
             control.should_save = control.should_training_stop = True
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Add a line to the curve."""
-        if not logs or "loss" not in logs or not state.is_world_process_zero:
-            return
-        row = self._row(state, logs)
-        with self._job.folder.curve.open("ab") as file:
-            file.write(canon.dumps(row) + b"\n")
-        if self._job.on_step:
-            self._job.on_step(row)
 
     def _row(self, state: Any, logs: dict[str, Any]) -> dict[str, Any]:
         assert self._start is not None

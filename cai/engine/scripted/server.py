@@ -15,7 +15,7 @@ import orjson
 
 from cai.engine.scripted.api import Api
 from cai.engine.scripted.asking import Script
-from cai.engine.scripted.wire import Connection
+from cai.engine.scripted.wire import Connection, listener
 from cai.errors import EngineError
 
 HOST = "127.0.0.1"
@@ -34,7 +34,7 @@ class ScriptedServer:
         self.url = ""
         """Where it listens, known once it has started."""
         self._port = port
-        self._connections: set[Connection] = set()
+        self._shared = listener(self.api.answer)
         self._listener: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
@@ -47,9 +47,7 @@ class ScriptedServer:
     async def start(self) -> None:
         """Listen on the loopback interface. A port that is taken raises OSError."""
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(
-            lambda: Connection(self.api.answer, self._connections), HOST, self._port, backlog=4096
-        )
+        self._listener = await loop.create_server(lambda: Connection(self._shared), HOST, self._port, backlog=4096)
         self.url = f"http://{HOST}:{self._listener.sockets[0].getsockname()[1]}"
 
     async def stop(self) -> None:
@@ -62,7 +60,7 @@ class ScriptedServer:
         """Be gone at once, as a killed process is: no more replies, connections refused."""
         if self._listener is not None:
             self._listener.close()
-        for connection in tuple(self._connections):
+        for connection in tuple(self._shared.connections):
             connection.abort()
 
     @property

@@ -14,6 +14,7 @@ from http import HTTPStatus
 from typing import Literal, NamedTuple
 
 MAX_BODY_BYTES = 256 * 2**20
+_INBOX_BYTES = 256 * 2**10
 _MAX_HEAD_BYTES = 64 * 2**10
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 _NO_LINGER = struct.pack("ii", 1, 0)
@@ -49,12 +50,26 @@ class BadRequest(Exception):
     """The bytes on the connection are no HTTP request that we read."""
 
 
-class Connection(asyncio.Protocol):
+class Listener(NamedTuple):
+    """What the connections of one server share."""
+
+    answer: Callable[[Request], Reply]
+    connections: set[Connection]
+    """Those that are open."""
+    inbox: memoryview
+    """Where bytes arrive. One is enough: they are taken out before the loop turns to the next connection."""
+
+
+def listener(answer: Callable[[Request], Reply]) -> Listener:
+    """Return what a server's connections share."""
+    return Listener(answer, set(), memoryview(bytearray(_INBOX_BYTES)))
+
+
+class Connection(asyncio.BufferedProtocol):
     """Reads requests from one client, hands each to `answer`, and writes the reply."""
 
-    def __init__(self, answer: Callable[[Request], Reply], connections: set[Connection]) -> None:
-        self._answer = answer
-        self._connections = connections
+    def __init__(self, shared: Listener) -> None:
+        self._answer, self._connections, self._inbox = shared
         self._buffer = bytearray()
         self._wanted = 0
         self._busy = False
@@ -74,9 +89,13 @@ class Connection(asyncio.Protocol):
         """Close without a word."""
         self._transport.abort()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where the next bytes go."""
+        return self._inbox
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Collect bytes, and answer as soon as a request is whole."""
-        self._buffer += data
+        self._buffer += self._inbox[:nbytes]
         # Bodies of megabytes come in many pieces: nothing is parsed again before all of them are here.
         if not self._busy and len(self._buffer) >= self._wanted:
             self._serve()
@@ -168,7 +187,8 @@ class Connection(asyncio.Protocol):
         if len(self._buffer) < stop:
             self._wanted = stop
             return None, start
-        return bytes(self._buffer[start:stop]), stop
+        with memoryview(self._buffer) as buffer:
+            return bytes(buffer[start:stop]), stop
 
     def _chunks(self, at: int) -> tuple[bytes | None, int]:
         """Return a chunked body and where it ends; None while it is not all here."""
