@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils.logging import disable_progress_bar
 
 from cai.config import EngineSection
@@ -60,11 +60,11 @@ class Answer(NamedTuple):
 class LocalModel:
     """A Model in this process. Its work runs in one thread of its own, so that the event loop stays free."""
 
-    def __init__(self, model: Any, decoder: Any, tokens: Tokens, *, identity: str) -> None:
-        """`model` is a causal language model of transformers, ready for inference, and `decoder` its tokenizer."""
+    def __init__(self, model: Any, tokens: Tokens, *, identity: str) -> None:
+        """`model` is a causal language model of transformers, ready for inference."""
         self.identity = identity
-        self._model, self._decoder, self._tokens = model, decoder, tokens
-        self._stops = stop_ids(model, decoder)
+        self._model, self._tokens = model, tokens
+        self._stops = stop_ids(model, tokens)
         self._thread = thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="local-model")
         limits = {"max_items": _MAX_ROWS, "max_cost": _MAX_BATCH_TOKENS}
         self._generate: Batches[Start, list[int]] = Batches(self._continue_all, thread, **limits)
@@ -87,8 +87,7 @@ class LocalModel:
         source = {"revision": revision, "trust_remote_code": False, "local_files_only": Path(checkpoint).is_dir()}
         try:
             model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, use_safetensors=True, **source)
-            decoder = AutoTokenizer.from_pretrained(checkpoint, **source)
-            return cls(model.to(device).eval(), decoder, tokens, identity=identity)
+            return cls(model.to(device).eval(), tokens, identity=identity)
         except (OSError, ValueError, torch.OutOfMemoryError) as error:
             raise EngineError(f"'{checkpoint}': transformers cannot load it ({error})") from error
 
@@ -98,8 +97,8 @@ class LocalModel:
         ids = self._tokens.prompt_ids(request.turns, open_final=False)
         self._check_room(len(ids) + sampling.max_tokens)
         new = await self._generate.ask(sampling, len(ids) + sampling.max_tokens, Start(ids, request.seed))
-        text = self._decoder.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        reply = Reply(text=text, finish_reason="stop" if new[-1] in self._stops else "length")
+        finish_reason = "stop" if new[-1] in self._stops else "length"
+        reply = Reply(text=self._tokens.decode(new), finish_reason=finish_reason)
         return _signed(reply, len(ids), len(new), began)
 
     async def score(self, group: ScoreGroup) -> list[Reply]:
@@ -164,11 +163,11 @@ class LocalModel:
             )
 
 
-def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+def stop_ids(model: Any, tokens: Tokens) -> frozenset[int]:
     """Return the tokens that end an answer, as the model's settings and its tokenizer name them."""
     named = model.generation_config.eos_token_id
     ids = named if isinstance(named, list) else [named]
-    return frozenset(i for i in (*ids, tokenizer.eos_token_id) if i is not None)
+    return frozenset(i for i in (*ids, tokens.end_id) if i is not None)
 
 
 @torch.inference_mode()

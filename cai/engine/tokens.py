@@ -17,16 +17,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from cai.engine.bytetokens import ByteTokenizer
 from cai.errors import UserError
 from cai.templates import Turn
 
-_MARK = "\ue000{}\ue001"
-"""Stands in a rendered template for a turn that spells a special token."""
 _TAILS_KEPT = 4096
 
 
@@ -50,8 +49,14 @@ class Tokens:
         self._special = tuple(s for s in special if s)
         self._names = names
         self._source = source
-        self._template = _environment().from_string(template)
+        try:
+            self._template = _environment().from_string(template)
+        except TemplateError as error:
+            raise UserError(
+                f"{source}: its chat template cannot be read ({error.message}); mend or replace it"
+            ) from error
         self._encode_tail = lru_cache(maxsize=_TAILS_KEPT)(lambda text: tuple(encode(text, False)))
+        self._cut_is_exact: bool | None = None
         self._option_cache: dict[tuple[str, tuple[str, ...]], list[int]] = {}
 
     @classmethod
@@ -106,8 +111,9 @@ class Tokens:
         hostile = {i: t.text for i, t in enumerate(turns) if self._spells_special(t.text)}
         if not hostile:
             return self._encode(self.render(turns, open_final=open_final), False)
-        marked = [Turn(t.role, _MARK.format(i)) if i in hostile else t for i, t in enumerate(turns)]
-        return self._splice(self.render(marked, open_final=open_final), hostile)
+        mark = _mark(turns)
+        marked = [Turn(t.role, f"{mark}{i}{mark}") if i in hostile else t for i, t in enumerate(turns)]
+        return self._splice(self.render(marked, open_final=open_final), hostile, mark)
 
     def group_ids(self, head: Sequence[Turn], tails: Sequence[Sequence[Turn]]) -> list[list[int]]:
         """Return the ids of head + tail for every tail; each tail ends in an open assistant turn."""
@@ -118,7 +124,11 @@ class Tokens:
         if not all(self._cuts_cleanly(start, text) for text in whole):
             return [self._encode(text, False) for text in whole]
         ids = self._encode(start, False)
-        return [ids + list(self._encode_tail(text[len(start) :])) for text in whole]
+        found = [ids + list(self._encode_tail(text[len(start) :])) for text in whole]
+        if self._cut_is_exact is None:
+            # A special token may swallow white space before it; then its tokenizer's prompts are never cut.
+            self._cut_is_exact = found[0] == self._encode(whole[0], False)
+        return found if self._cut_is_exact else [self._encode(text, False) for text in whole]
 
     def option_ids(self, tail: Sequence[Turn], options: Sequence[str]) -> list[int]:
         """Return the first token by which each option continues the open turn.
@@ -138,28 +148,41 @@ class Tokens:
         """Return the text of generated ids, without special tokens."""
         return self._decode(ids)
 
+    @property
+    def end_id(self) -> int | None:
+        """The token that ends an answer, or None where the tokenizer names no single one."""
+        ids = self._encode(self._names.get("eos_token", ""), False)
+        return ids[0] if len(ids) == 1 else None
+
     def render(self, turns: Sequence[Turn], *, open_final: bool, generate: bool = True) -> str:
         """Return the conversation as the chat template writes it; with `open_final` the last turn is left open."""
         messages = [{"role": t.role, "content": t.text} for t in turns]
         try:
             if not open_final:
-                return self._template.render(messages=messages, add_generation_prompt=generate, **self._names)
-            mark = _MARK.format("end")
+                return self._write(messages, generate)
+            mark = _mark(turns)
             messages[-1]["content"] = mark
-            text = self._template.render(messages=messages, add_generation_prompt=False, **self._names)
+            before, found, _ = self._write(messages, False).rpartition(mark)
         except TemplateError as error:
             raise UserError(f"{self._source}: its chat template refuses this conversation ({error.message})") from error
-        return text[: text.index(mark)] + turns[-1].text
+        if not found:
+            raise UserError(f"{self._source}: its chat template leaves out the assistant's last turn; replace it")
+        return before + turns[-1].text
 
     # -- how -----------------------------------------------------------------------------------------------------------
 
     def _spells_special(self, text: str) -> bool:
         return any(special in text for special in self._special)
 
-    def _splice(self, rendered: str, hostile: dict[int, str]) -> list[int]:
+    def _write(self, messages: list[dict[str, str]], generate: bool) -> str:
+        # Templates ask whether these two are None, as transformers leaves them.
+        rest = {"tools": None, "documents": None, **self._names}
+        return self._template.render(messages=messages, add_generation_prompt=generate, **rest)
+
+    def _splice(self, rendered: str, hostile: dict[int, str], mark: str) -> list[int]:
         ids: list[int] = []
         for i, text in hostile.items():
-            before, _, rendered = rendered.partition(_MARK.format(i))
+            before, _, rendered = rendered.partition(f"{mark}{i}{mark}")
             ids += self._encode(before, False) + self._encode(text, True)
         return ids + (self._encode(rendered, False) if rendered else [])
 
@@ -213,13 +236,32 @@ class ByteTokens:
         return self._bytes.encode(text)
 
 
+class _Generation(Extension):
+    """`{% generation %}` marks what the assistant wrote, for those who train; here it changes nothing."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Return what stands inside."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _mark(turns: Sequence[Turn]) -> str:
+    """Return a text that no turn contains, to stand in a rendered template for one that must not be read there."""
+    n = 0
+    while any(f"\ue000{n}\ue001" in turn.text for turn in turns):
+        n += 1
+    return f"\ue000{n}\ue001"
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     """Return the environment chat templates are written for, sandboxed: a model's folder is not trusted."""
 
     def fail(message: str) -> None:
         raise TemplateError(message)
 
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
     env.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     env.globals["raise_exception"] = fail
     # A template that writes today's date would change every request key at midnight: its date stands still.
@@ -254,7 +296,8 @@ def _names(settings: dict[str, Any]) -> dict[str, str]:
 
 def _context(folder: Path) -> int | None:
     config = _json(folder / "config.json")
-    found = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
+    text = config.get("text_config") or {}
+    found = next((c[k] for c in (config, text) for k in ("max_position_embeddings", "n_positions") if c.get(k)), None)
     return int(found) if found else None
 
 

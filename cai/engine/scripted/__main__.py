@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from cai.engine.scripted.server import GREETING, ScriptedServer
 from cai.errors import UserError
 
 _PARENT_POLL_S = 0.2
+_GC_THRESHOLD = 50_000
 _EPILOG = f"""\
 The judge's RULE:
 {RULES_HELP}
@@ -90,6 +92,8 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     # `die` is the death of the whole process: no goodbye, and an exit code that is not 0.
     server.api.die = lambda: os._exit(1)
+    # Requests leave no reference cycles behind; looking for some a hundred times a second costs a tenth of the speed.
+    gc.set_threshold(_GC_THRESHOLD)
     try:
         asyncio.run(serve(server, parent_pid))
     except OSError as error:
