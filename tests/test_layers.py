@@ -65,7 +65,15 @@ HEAVY = {
     "pandas",
     "numpy",
 }
-MAY_BE_HEAVY = ("train/", "engine/local.py", "engine/tokens.py", "engine/server.py", "model/", "executors/ray", "view/")
+MAY_BE_HEAVY = (
+    "train/",
+    "engine/local.py",
+    "engine/tokens.py",
+    "engine/forking.py",
+    "model/",
+    "executors/ray",
+    "view/",
+)
 UP_FOR_TYPES = {("pipeline/evaluation.py", "cai.pipeline.conduct")}
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import aiohttp
 import psutil
 import pytest
 
 from cai.config import EngineSection
 from cai.engine import server as servers
 from cai.engine.keeper import start_time
+from cai.engine.scripted.server import ScriptedServer
 from cai.errors import EngineError
 
 SCRIPTED = EngineSection(kind="scripted")
@@ -110,10 +111,22 @@ def test_a_server_that_cannot_start_shows_its_last_words(tmp_path: Path) -> None
         start(tmp_path, engine)
 
 
-def test_no_secret_reaches_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SOME_API_KEY", "canary-1")
-    monkeypatch.setenv("WANDB_TOKEN", "canary-2")
-    command, environment, _ = servers._vllm(str(tmp_path), EngineSection(), 1)
-    assert "canary" not in json.dumps(command) + json.dumps(environment)
-    assert environment["VLLM_NO_USAGE_STATS"] == environment["HF_HUB_OFFLINE"] == "1"
-    assert os.environ["SOME_API_KEY"] == "canary-1"
+def test_why_a_server_could_not_start_is_said_first(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "server-policy.log"
+    log.parent.mkdir()
+    log.write_text("an earlier start: torch.OutOfMemoryError: CUDA out of memory\n")
+    with pytest.raises(EngineError) as caught:
+        start(tmp_path, EngineSection(kind="scripted", args=("--no-such-option", "\x1b[31mred\x07")))
+    first, *rest = str(caught.value).splitlines()
+    assert "engine.args" in first and "memory" not in str(caught.value)
+    assert any("--no-such-option" in line for line in rest)
+    assert "\x1b" not in str(caught.value) and "\x07" not in str(caught.value)
+
+
+def test_a_stranger_on_the_port_is_not_taken_for_our_server(tmp_path: Path) -> None:
+    async def main() -> bool:
+        async with ScriptedServer(models=("theirs",)) as stranger, aiohttp.ClientSession() as session:
+            assert await servers._serves(session, stranger.url, "theirs")
+            return await servers._serves(session, stranger.url, "ours")
+
+    assert not asyncio.run(main())

@@ -391,6 +391,33 @@ def test_state_that_would_run_code_or_is_half_written_is_not_resumed(tiny: Path,
     assert [json.loads(line)["step"] for line in (out / "curve.jsonl").open()] == list(range(1, 9))
 
 
+def test_a_kill_just_before_the_manifest_costs_no_training(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cai.train import checkpoint, sft
+
+    rows = [{"prompt": message("a"), "completion": w, "id": w} for w in WORDS[:16]]
+    path = write(tmp_path / "sft.jsonl", rows)
+    settings = SftSection.model_validate(SETTINGS)
+    out = tmp_path / "out"
+    write_atomically = checkpoint.write_atomically
+
+    def dies(target: Path, content: Any) -> None:
+        if target.name == "checkpoint.json":
+            raise KeyboardInterrupt
+        write_atomically(target, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_atomically", dies)
+        with pytest.raises(KeyboardInterrupt):
+            sft.train(path, str(tiny), out, settings, device="cpu")
+    assert (out / "adapter").exists() and not (out / "checkpoint.json").exists()
+    made: list[Any] = []
+    result = sft.train(path, str(tiny), out, settings, device="cpu", on_step=made.append)
+    assert not made and not result.reused and (out / "checkpoint.json").exists()
+    assert [json.loads(line)["step"] for line in (out / "curve.jsonl").open()] == [1, 2, 3, 4]
+
+
 def test_a_spec_that_cannot_be_used_exits_2(tmp_path: Path) -> None:
     from cai.train.run import read_spec
 

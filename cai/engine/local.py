@@ -24,9 +24,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from cai.config import EngineSection
 from cai.engine.batches import Batches
+from cai.engine.command import cpu_multiplies_bfloat16
+from cai.engine.identity import commit_of
 from cai.engine.model import Generate, Likelihood, Reply, Sampling, ScoreGroup
 from cai.engine.scoring import LEAST_LOGPROB
-from cai.engine.server import cpu_multiplies_bfloat16
 from cai.engine.tokens import Tokens
 from cai.errors import EngineError, RejectedError
 
@@ -84,7 +85,9 @@ class LocalModel:
         tokens.max_len = min(limits) if limits else None
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if device == "cuda" or cpu_multiplies_bfloat16() else torch.float32
-        source = {"revision": revision, "trust_remote_code": False, "local_files_only": Path(checkpoint).is_dir()}
+        is_folder = Path(checkpoint).is_dir()
+        commit = None if is_folder else commit_of(checkpoint, revision)
+        source = {"revision": commit, "trust_remote_code": False, "local_files_only": is_folder}
         try:
             model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, use_safetensors=True, **source)
             return cls(model.to(device).eval(), tokens, identity=identity)

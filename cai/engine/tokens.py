@@ -23,6 +23,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from cai.engine.bytetokens import ByteTokenizer
+from cai.engine.identity import commit_of
 from cai.errors import UserError
 from cai.templates import Turn
 
@@ -294,6 +295,11 @@ def _names(settings: dict[str, Any]) -> dict[str, str]:
     return found
 
 
+def context_length(model: str, revision: str | None = None) -> int | None:
+    """Return the context, in tokens, that a folder or hub id was made for; None where its config does not say."""
+    return _context(Path(model) if Path(model).is_dir() else _from_hub(model, revision))
+
+
 def _context(folder: Path) -> int | None:
     config = _json(folder / "config.json")
     text = config.get("text_config") or {}
@@ -304,6 +310,7 @@ def _context(folder: Path) -> int | None:
 def _from_hub(model: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
+    commit = commit_of(model, revision)  # the one that the model's identity names, whatever was pushed since
     patterns = [
         "tokenizer*",
         "*.model",
@@ -314,7 +321,7 @@ def _from_hub(model: str, revision: str | None) -> Path:
         "special_tokens_map.json",
     ]
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(model, revision=commit, allow_patterns=patterns))
     except Exception as error:
         raise UserError(
             f"model '{model}': no such folder, and the hub did not give it ({type(error).__name__}); "

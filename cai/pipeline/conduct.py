@@ -274,7 +274,7 @@ class Conductor:
 
     async def _make_room(self) -> None:
         """Stop our servers where they share the one GPU with the trainer."""
-        from cai.engine.server import shares_gpu_with_training
+        from cai.engine.command import shares_gpu_with_training
 
         if shares_gpu_with_training(self.config.train.device):
             await self.fleet.release_all()

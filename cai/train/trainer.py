@@ -163,11 +163,8 @@ def arguments(job: Job, **further: Any) -> dict[str, Any]:
     }
 
 
-def dataset(job: Job, columns: dict[str, list[Any]] | None = None) -> Any:
-    """Return the rows in the order of training, as TRL wants them: a `datasets.Dataset` of row numbers.
-
-    `columns` adds a value per row.
-    """
+def dataset(job: Job) -> Any:
+    """Return the rows in the order of training, as TRL wants them: a `datasets.Dataset`, here of row numbers."""
     from datasets import Dataset
 
-    return Dataset.from_dict({"row": list(range(len(job.examples))), **(columns or {})}).select(job.order)
+    return Dataset.from_dict({"row": job.order})
