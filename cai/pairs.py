@@ -15,7 +15,7 @@ import re2
 
 from cai import canon, checks
 from cai.manifest import write_atomically
-from cai.records import Critique, PreferencePair
+from cai.records import Critique, PreferencePair, Prompt
 from cai.stages.admit import Accounting
 from cai.trail import Ended, RunView
 
@@ -88,8 +88,8 @@ def sft_rows(run: RunView, phase: str) -> Iterator[dict[str, Any]]:
 
     An answer whose check found nothing to revise is its own revision. With `train.sft.rows: passing`, only texts that
     every programmatic principle passes. Cut, empty and boilerplate texts are left out in either case, and revisions
-    that repeat the critique or the request they follow: weak models answer the request instead of the user, and
-    training on that is how published runs have collapsed.
+    that repeat the critique, the request or the question they follow: weak models answer the request instead of the
+    user, and training on that is how published runs have collapsed.
     """
     boilerplate = [re2.compile(pattern) for pattern in run.config.pairs.boilerplate]
     only_passing = run.config.train.sft.rows == "passing"
@@ -97,7 +97,7 @@ def sft_rows(run: RunView, phase: str) -> Iterator[dict[str, Any]]:
         records = run.records(phase, prompt.id)
         critiques = {c.id: c for c in records.get("critique", [])}
         left_alone = {c.answer_id for c in critiques.values() if c.passed}
-        clean = [r for r in records.get("revision", []) if not _echoes(r.text, run, critiques[r.critique_id])]
+        clean = [r for r in records.get("revision", []) if not _echoes(r.text, run, critiques[r.critique_id], prompt)]
         answers = [r for r in records.get("response", []) if r.id in left_alone] + clean
         seen: set[str] = set()
         for answer in sorted(answers, key=lambda r: r.id):
@@ -110,12 +110,13 @@ def sft_rows(run: RunView, phase: str) -> Iterator[dict[str, Any]]:
             yield {"prompt": messages, "completion": text, "id": answer.id}
 
 
-def _echoes(text: str, run: RunView, critique: Critique) -> bool:
-    """Return whether a revision repeats five words in a row of its critique or of the requests around it."""
+def _echoes(text: str, run: RunView, critique: Critique, prompt: Prompt) -> bool:
+    """Return whether a revision repeats five words in a row of its critique or of the request, or is the question."""
     principle = run.constitution[critique.principle_id]
-    asked = [turn.text for turn in run.templates["revision"].turns(request=principle.revision)]
-    runs_asked = {r for source in (critique.text, *asked) for r in _runs_of_words(source)}
-    return not runs_asked.isdisjoint(_runs_of_words(text))
+    asked = [turn.text for turn in run.templates["revision"].turns(request=principle.revision, question="")]
+    around = {words for source in (critique.text, *asked) for words in _runs_of_words(source)}
+    written, question = _runs_of_words(text), _runs_of_words(prompt.messages[-1].content)
+    return not around.isdisjoint(written) or 2 * len(question & written) > len(written)
 
 
 def _runs_of_words(text: str, n: int = 5) -> set[tuple[str, ...]]:

@@ -1,6 +1,6 @@
 """A run folder as a finished run leaves it, made without any model: known answers, known verdicts.
 
-    folder = make_run(tmp_path / "run", judge="always-a", after="collapsed")
+folder = make_run(tmp_path / "run", judge="always-a", after="collapsed")
 """
 
 from __future__ import annotations
@@ -47,21 +47,40 @@ principles:
 """
 
 QUESTIONS = (
-    "How do I cook rice so that it doesn't stick?", "Why is the sky blue?", "How do I fold a fitted sheet?",
-    "What is a good way to learn ten new words a day?", "How do I stop my glasses from fogging up?",
-    "Why does bread go stale?", "How can I remember names?", "What does a thermostat do?",
-    "How do I remove a stuck ring?", "Why do cats purr?", "How do I water a cactus?", "What is compound interest?",
+    "How do I cook rice so that it doesn't stick?",
+    "Why is the sky blue?",
+    "How do I fold a fitted sheet?",
+    "What is a good way to learn ten new words a day?",
+    "How do I stop my glasses from fogging up?",
+    "Why does bread go stale?",
+    "How can I remember names?",
+    "What does a thermostat do?",
+    "How do I remove a stuck ring?",
+    "Why do cats purr?",
+    "How do I water a cactus?",
+    "What is compound interest?",
 )
 PLACES = ("at home", "in winter", "on a small budget", "with children around", "before work", "in a hurry")
 _FILLER = (
-    "There are a few things worth knowing about this before you begin", "Many people find it helpful to take it slowly",
+    "There are a few things worth knowing about this before you begin",
+    "Many people find it helpful to take it slowly",
     "It depends on what you have at hand and how much time there is",
     "You can also ask somebody who has done it before",
-    "Another option is to try a smaller version of the same thing first", "Keep in mind that practice makes it easier",
+    "Another option is to try a smaller version of the same thing first",
+    "Keep in mind that practice makes it easier",
 )
 _TIPS = (
-    "Rinse it first", "Use cold water", "Start with the corners", "Warm it gently", "Write it down", "Cut it in half",
-    "Wait ten minutes", "Check it every day", "Use less than you think", "Say it aloud", "Leave the lid on",
+    "Rinse it first",
+    "Use cold water",
+    "Start with the corners",
+    "Warm it gently",
+    "Write it down",
+    "Cut it in half",
+    "Wait ten minutes",
+    "Check it every day",
+    "Use less than you think",
+    "Say it aloud",
+    "Leave the lid on",
 )
 
 JudgeRule = Literal["fair", "always-a", "invalid"]
@@ -180,10 +199,17 @@ class _Maker:
         for i in range(n):
             text, reason = policy.answer(prompt, i)
             text = self.rewrite(text)
-            made.append(Response(
-                phase=phase, prompt_id=prompt.id, sample_index=i, call_key=canon.content_id("call", [phase, i, text]),
-                text=text, finish_reason=reason, n_tokens=len(text.split()) + 3,
-            ))
+            made.append(
+                Response(
+                    phase=phase,
+                    prompt_id=prompt.id,
+                    sample_index=i,
+                    call_key=canon.content_id("call", [phase, i, text]),
+                    text=text,
+                    finish_reason=reason,
+                    n_tokens=len(text.split()) + 3,
+                )
+            )
         return made
 
     def put_phase(self, name: str, policy: Policy) -> None:
@@ -204,25 +230,47 @@ class _Maker:
             self._train(name, section.train)
 
     def _revised(self, prompt: Prompt, answer: Response, pairs: list[tuple[Any, Any]]) -> list[Any]:
-        critique = Critique(answer_id=answer.id, principle_id="brief", round=1, text_id="t", call_key=None,
-                            text="It is too long.", passed=False)
+        critique = Critique(
+            answer_id=answer.id,
+            principle_id="brief",
+            round=1,
+            text_id="t",
+            call_key=None,
+            text="It is too long.",
+            passed=False,
+        )
         text = self.rewrite(Policy("reviser", passing=1.0).answer(prompt, 0)[0])
-        revision = Revision(critique_id=critique.id, answer_id=answer.id, text_id="t", call_key="k", text=text,
-                            finish_reason="stop", n_tokens=12)
+        revision = Revision(
+            critique_id=critique.id,
+            answer_id=answer.id,
+            text_id="t",
+            call_key="k",
+            text=text,
+            finish_reason="stop",
+            n_tokens=12,
+        )
         pairs.append((answer, revision))
         return [critique, revision]
 
     def _train(self, name: str, method: str) -> None:
-        entry = {"method": method, "n_rows": len(self.train), "rows_id": canon.content_id("rows", name),
-                 "base": "tiny-135m"}
+        entry = {
+            "method": method,
+            "n_rows": len(self.train),
+            "rows_id": canon.content_id("rows", name),
+            "base": "tiny-135m",
+        }
         self.manifest["phases"][name] |= {"state": "trained", "train": entry}
         dice, out = random.Random(name), self.folder / "checkpoints" / name
         out.mkdir(parents=True)
         start, floor = (2.4, 1.3) if method == "sft" else (0.69, 0.35)
         rows = []
         for step in range(1, 37):
-            row = {"step": step, "steps": 36, "lr": 1e-4,
-                   "loss": floor + (start - floor) * 0.92**step + dice.gauss(0, 0.04)}
+            row = {
+                "step": step,
+                "steps": 36,
+                "lr": 1e-4,
+                "loss": floor + (start - floor) * 0.92**step + dice.gauss(0, 0.04),
+            }
             rows.append(row if method == "sft" else row | {"accuracy": min(1.0, 0.5 + step / 90 + dice.gauss(0, 0.05))})
         (out / "curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 37, "lo')
 
@@ -262,12 +310,18 @@ class _Maker:
             question = self.bench.question(principle)
             for order in ("ab",) if principle.check else ORDERS:
                 p_a = checks.compare(principle.check, a, b) if principle.check else self._p_a(order, prompt, a, b)
-                made.append(Judgment(
-                    comparison_id=comparison.id, question_id=question.id, order=order,
-                    call_key=None if principle.check else "k", reply_id=None if principle.check else "r",
-                    verdict="invalid" if p_a is None else "tie" if p_a == 0.5 else "a" if p_a > 0.5 else "b",
-                    p_a=p_a, reason="outside_options" if p_a is None else None,
-                ))
+                made.append(
+                    Judgment(
+                        comparison_id=comparison.id,
+                        question_id=question.id,
+                        order=order,
+                        call_key=None if principle.check else "k",
+                        reply_id=None if principle.check else "r",
+                        verdict="invalid" if p_a is None else "tie" if p_a == 0.5 else "a" if p_a > 0.5 else "b",
+                        p_a=p_a,
+                        reason="outside_options" if p_a is None else None,
+                    )
+                )
         return made
 
     def _p_a(self, order: str, prompt: Prompt, a: str, b: str) -> float | None:
@@ -290,8 +344,13 @@ class _Maker:
             identity = last.identity if last and name == trained[-1] else f"runs/x/checkpoints/{name}/model"
             policies.append({"name": name, "checkpoint": f"checkpoints/{name}/model", "identity": identity})
         session = {
-            "ended": "2030-01-02T03:04:05Z", "seconds": 431.5, "made": 812, "reused": 20, "prompt_tokens": 91_000,
-            "completion_tokens": 30_500, "by_kind": {"generate": 300, "score": 482, "likelihood": 30},
+            "ended": "2030-01-02T03:04:05Z",
+            "seconds": 431.5,
+            "made": 812,
+            "reused": 20,
+            "prompt_tokens": 91_000,
+            "completion_tokens": 30_500,
+            "by_kind": {"generate": 300, "score": 482, "likelihood": 30},
             "timings": [{"stage": "walk sl", "seconds": 61.2}, {"stage": "train sl (sft, 24 rows)", "seconds": 122.0}],
         }
         result = {"exit_code": 0, "stale": []}

@@ -102,18 +102,32 @@ def test_the_bootstrap_over_prompts_covers_the_truth_where_one_over_answers_woul
 # -- texts -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", [
-    "I'm sorry, but I can't help with that.", "I can’t assist with this request.", "I cannot provide instructions.",
-    "As an AI language model, I am not able to do this.", "I must decline.", "That is against my guidelines.",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I can’t assist with this request.",
+        "I cannot provide instructions.",
+        "As an AI language model, I am not able to do this.",
+        "I must decline.",
+        "That is against my guidelines.",
+    ],
+)
 def test_refusals_are_found(text: str) -> None:
     assert texts.is_refusal(text)
 
 
-@pytest.mark.parametrize("text", [
-    "Rinse the rice.", "I can help you write it: Dear Ann,", "Sorry to hear that! Rest well.", "",
-    "You cannot help it if it rains.", "x" * 400 + " I cannot help with that.",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Rinse the rice.",
+        "I can help you write it: Dear Ann,",
+        "Sorry to hear that! Rest well.",
+        "",
+        "You cannot help it if it rains.",
+        "x" * 400 + " I cannot help with that.",
+    ],
+)
 def test_answers_are_not_called_refusals(text: str) -> None:
     assert not texts.is_refusal(text)
 
@@ -148,7 +162,10 @@ def test_both_sides_are_cut_to_equally_many_words(pairs: list[tuple[str, str]]) 
 
 def test_a_copy_is_the_same_answer_to_another_prompt() -> None:
     assert texts.copied([("p", "Do it now."), ("q", "do it now"), ("r", "Wait."), ("r", "Wait.")]) == [
-        True, True, False, False,
+        True,
+        True,
+        False,
+        False,
     ]
 
 
@@ -160,14 +177,24 @@ def prompt(text: str, domain: str = "general") -> Prompt:
 
 
 def response(to: Prompt, text: str, sample: int = 0, finish: str = "stop") -> Response:
-    return Response(phase="evaluate/before", prompt_id=to.id, sample_index=sample, call_key="k", text=text,
-                    finish_reason=finish, n_tokens=len(text.split()))
+    return Response(
+        phase="evaluate/before",
+        prompt_id=to.id,
+        sample_index=sample,
+        call_key="k",
+        text=text,
+        finish_reason=finish,
+        n_tokens=len(text.split()),
+    )
 
 
 def answered(before: list[str], after: list[str], to: Prompt | None = None) -> Answered:
     to = to or prompt("?")
-    return Answered(to, tuple(response(to, t, i) for i, t in enumerate(before)),
-                    tuple(response(to, t, i) for i, t in enumerate(after)))
+    return Answered(
+        to,
+        tuple(response(to, t, i) for i, t in enumerate(before)),
+        tuple(response(to, t, i) for i, t in enumerate(after)),
+    )
 
 
 def by_name(changes: list[answers.Change]) -> dict[str, answers.Change]:
@@ -220,8 +247,16 @@ def test_only_prompts_and_samples_of_both_policies_count(tmp_path: Path) -> None
 
 def judgment(order: str, p_a: float | None) -> Judgment:
     verdict = "invalid" if p_a is None else "tie" if p_a == 0.5 else "a" if p_a > 0.5 else "b"
-    return Judgment(comparison_id="c", question_id="q", order=order, call_key="k", reply_id="r", verdict=verdict,
-                    p_a=p_a, reason=None if p_a is not None else "outside_options")
+    return Judgment(
+        comparison_id="c",
+        question_id="q",
+        order=order,
+        call_key="k",
+        reply_id="r",
+        verdict=verdict,
+        p_a=p_a,
+        reason=None if p_a is not None else "outside_options",
+    )
 
 
 def tally_of(*pairs: tuple[float | None, float | None], lengths: tuple[int, int] = (5, 9)) -> judging.Tally:
@@ -320,8 +355,11 @@ def test_a_judge_that_contradicts_itself_decides_nothing(tmp_path: Path) -> None
 
 
 def test_weighted_mean_leaves_out_who_does_not_vote() -> None:
-    votes = [Vote("a", 1.0, "votes", 0.8, False, ()), Vote("b", 3.0, "votes", 0.4, False, ()),
-             Vote("c", 9.0, "abstains", 0.5, False, ())]
+    votes = [
+        Vote("a", 1.0, "votes", 0.8, False, ()),
+        Vote("b", 3.0, "votes", 0.4, False, ()),
+        Vote("c", 9.0, "abstains", 0.5, False, ()),
+    ]
     assert winning.weighted(votes) == pytest.approx(0.5)
     assert winning.weighted(votes[2:]) is None
 

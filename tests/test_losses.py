@@ -128,14 +128,28 @@ def test_hard_labels_give_trl_losses_step_by_step(
     from cai.train import dpo
 
     settings = DpoSection.model_validate(
-        {"learning_rate": 0.01, "epochs": 3.0, "batch_size": 4, "micro_batch_size": 2, "lora": None, "labels": "hard",
-         "beta": 0.3, **ours}
+        {
+            "learning_rate": 0.01,
+            "epochs": 3.0,
+            "batch_size": 4,
+            "micro_batch_size": 2,
+            "lora": None,
+            "labels": "hard",
+            "beta": 0.3,
+            **ours,
+        }
     )
     rows = pair_rows(8)
     (tmp_path / "pairs.jsonl").write_bytes(b"".join(canon.dumps(r) + b"\n" for r in rows))
     curve: list[float] = []
     dpo.train(
-        tmp_path / "pairs.jsonl", str(tiny), tmp_path / "out", settings, seed=3, device="cpu", dtype="float32",
+        tmp_path / "pairs.jsonl",
+        str(tiny),
+        tmp_path / "out",
+        settings,
+        seed=3,
+        device="cpu",
+        dtype="float32",
         on_step=lambda row: curve.append(row["loss"]) if row["step"] else None,
     )
     assert len(curve) == 6 and max(curve) - min(curve) > 0.01
@@ -164,10 +178,24 @@ def trl_losses(
     trainer = InOrder(
         model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
         args=DPOConfig(
-            output_dir=str(out), beta=settings.beta, learning_rate=settings.learning_rate, max_steps=6,
-            per_device_train_batch_size=2, gradient_accumulation_steps=2, lr_scheduler_type="linear", warmup_steps=1,
-            weight_decay=0.0, seed=3, use_cpu=True, bf16=False, gradient_checkpointing=False, logging_steps=1,
-            save_strategy="no", report_to=[], disable_tqdm=True, **loss,
+            output_dir=str(out),
+            beta=settings.beta,
+            learning_rate=settings.learning_rate,
+            max_steps=6,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            lr_scheduler_type="linear",
+            warmup_steps=1,
+            weight_decay=0.0,
+            seed=3,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            **loss,
         ),
         train_dataset=Dataset.from_list([rows[i] for i in order]),
         processing_class=tokenizer,

@@ -93,6 +93,7 @@ def test_sft_rows_are_clean_revisions(tmp_path: Path) -> None:
         "clean": "A short and plain new answer.",
         "echo of the critique": "It has 83 words; at most 30 are allowed.",
         "echo of the request": "Write the answer again in at most thirty words.",
+        "echo of the question": f"{prompt.messages[-1].content} Well.",
         "boilerplate": "As an AI I have no thing.",
     }
     connection = schema.connect(run.folder / "store.sqlite")

@@ -26,9 +26,9 @@ HOSTILE = (
     "</p></div></main><script>alert(2)</script>",
     "<img src=x onerror=alert(3)>",
     "<svg/onload=alert(4)>",
-    "\"><script>alert(5)</script>",
+    '"><script>alert(5)</script>',
     "' onmouseover='alert(6)",
-    "<iframe src=\"javascript:alert(7)\"></iframe>",
+    '<iframe src="javascript:alert(7)"></iframe>',
     "<a href=javascript:alert(8)>click</a>",
     "{{ 7*7 }} {% for x in ().__class__.__base__.__subclasses__() %}{{ x }}{% endfor %}",
     "<!-- --><style>*{display:none}</style>",
@@ -275,16 +275,23 @@ def test_the_command_names_everything_the_run_was_made_from(full: Path) -> None:
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_text_changes_nothing_but_words(text: str, tmp_path: Path) -> None:
     folder = make_run(
-        tmp_path / "run", n_train=3, n_held_out=3, phases=("sl",), likelihoods=False,
-        prompts=[f"{text} {i}" for i in range(6)], rewrite=lambda said: f"{said} {text}",
+        tmp_path / "run",
+        n_train=3,
+        n_held_out=3,
+        phases=("sl",),
+        likelihoods=False,
+        prompts=[f"{text} {i}" for i in range(6)],
+        rewrite=lambda said: f"{said} {text}",
     )
     page = page_of(folder)
     assert page.faults == []
     assert {tag for tag, _, _ in page.tags} <= ALLOWED_TAGS
     assert {name for _, attributes, _ in page.tags for name in attributes} <= ALLOWED_ATTRIBUTES
-    assert len(page.all("title")) - len([a for a in page.all("svg") if a.get("role")]) == sum(
-        parent == "head" for tag, _, parent in page.tags if tag == "title"
-    ) == 1
+    assert (
+        len(page.all("title")) - len([a for a in page.all("svg") if a.get("role")])
+        == sum(parent == "head" for tag, _, parent in page.tags if tag == "title")
+        == 1
+    )
     html = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2066-\u2069\ufeff]", html)
     if text.isascii() and text.isprintable() and len(text) < 2000:
@@ -385,10 +392,18 @@ def test_the_bar_is_full() -> None:
 @pytest.mark.parametrize(
     ("told", "expected"),
     [
-        (words.percent(0.126), "13%"), (words.percent(None), "–"), (words.points(-0.05), "−5"),
-        (words.signed(-0.04, 1), "±0.0"), (words.signed(0.26, 1), "+0.3"), (words.number(1234567), "1,234,567"),
-        (words.number(12.34), "12.3"), (words.number(-0.5), "−0.50"), (words.seconds(59.94), "59.9 s"),
-        (words.seconds(61), "1 min 01 s"), (words.seconds(7260), "2 h 01 min"), (words.plural(1, "row"), "1 row"),
+        (words.percent(0.126), "13%"),
+        (words.percent(None), "–"),
+        (words.points(-0.05), "−5"),
+        (words.signed(-0.04, 1), "±0.0"),
+        (words.signed(0.26, 1), "+0.3"),
+        (words.number(1234567), "1,234,567"),
+        (words.number(12.34), "12.3"),
+        (words.number(-0.5), "−0.50"),
+        (words.seconds(59.94), "59.9 s"),
+        (words.seconds(61), "1 min 01 s"),
+        (words.seconds(7260), "2 h 01 min"),
+        (words.plural(1, "row"), "1 row"),
     ],
 )
 def test_numbers_are_written_as_people_write_them(told: str, expected: str) -> None:

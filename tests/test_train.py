@@ -45,8 +45,13 @@ def planted_pairs(n: int, seed: int = 0) -> list[dict[str, Any]]:
         return " ".join(words)
 
     return [
-        {"prompt": message(" ".join(dice.choices(plain, k=4))), "chosen": message(around("red"), "assistant"),
-         "rejected": message(around("blue"), "assistant"), "p_chosen": 0.95, "p_tie": 0.0}
+        {
+            "prompt": message(" ".join(dice.choices(plain, k=4))),
+            "chosen": message(around("red"), "assistant"),
+            "rejected": message(around("blue"), "assistant"),
+            "p_chosen": 0.95,
+            "p_tie": 0.0,
+        }
         for _ in range(n)
     ]
 
@@ -224,8 +229,9 @@ def test_dpo_learns_a_planted_preference(tiny: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.jsonl", planted_pairs(96))
     said: list[dict[str, Any]] = []
     settings = DpoSection.model_validate({**SETTINGS, "epochs": 4.0, "sft_weight": 0.2})
-    result = dpo.train(path, str(tiny), tmp_path / "out", settings, seed=1, device="cpu", on_step=said.append,
-                       manifest={"phase": "rl"})
+    result = dpo.train(
+        path, str(tiny), tmp_path / "out", settings, seed=1, device="cpu", on_step=said.append, manifest={"phase": "rl"}
+    )
     held_out = margins(tiny, result.path, planted_pairs(40, seed=9))
     assert sum(m > 0 for m in held_out) >= 38 and sum(held_out) / 40 > 0.5
     steps = [row for row in said if row["step"]]
@@ -324,10 +330,20 @@ def test_a_killed_training_goes_on_and_its_curve_is_the_undisturbed_one(tiny: Pa
     undisturbed = dpo.train(path, str(tiny), tmp_path / "whole", settings, seed=4, device="cpu", dtype="float32")
     out = tmp_path / "out"
     spec = tmp_path / "spec.json"
-    spec.write_text(json.dumps({
-        "method": "dpo", "rows": str(path), "base": str(tiny), "out": str(out), "seed": 4, "device": "cpu",
-        "dtype": "float32", "settings": settings.model_dump(mode="json"),
-    }))
+    spec.write_text(
+        json.dumps(
+            {
+                "method": "dpo",
+                "rows": str(path),
+                "base": str(tiny),
+                "out": str(out),
+                "seed": 4,
+                "device": "cpu",
+                "dtype": "float32",
+                "settings": settings.model_dump(mode="json"),
+            }
+        )
+    )
     dice = random.SystemRandom()
     at = [dice.randint(3, 40), dice.randint(3, 40)]
     with started(spec) as process:
@@ -364,8 +380,16 @@ def test_state_that_would_run_code_or_is_half_written_is_not_resumed(tiny: Path,
     out = tmp_path / "out"
 
     def train() -> Any:
-        return sft.train(path, str(tiny), out, settings, device="cpu", dtype="float32", stop=stop,
-                         on_step=lambda row: row["step"] == stop_at and stop.set())
+        return sft.train(
+            path,
+            str(tiny),
+            out,
+            settings,
+            device="cpu",
+            dtype="float32",
+            stop=stop,
+            on_step=lambda row: row["step"] == stop_at and stop.set(),
+        )
 
     stop_at: int | None = 3
     with pytest.raises(Interrupted, match="stopped at step 3 of 8"):

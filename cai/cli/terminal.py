@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 import threading
 from collections.abc import Sequence
@@ -82,12 +83,13 @@ class Progress:
         step = 0.2 if self._tty else 1.0
         while not self._stop.wait(step):
             self._tell_ended()
-            stage = self._meter.current
+            active = self._meter.active
             if self._tty:
-                self._line(_bar(stage, self._meter) if stage else "")
-            elif (waited := waited + step) >= _LOG_EVERY_S and stage:
+                self._line(_bar(active, self._meter) if active else "")
+            elif (waited := waited + step) >= _LOG_EVERY_S and active:
                 waited = 0.0
-                print(_words(stage, self._meter), file=sys.stderr, flush=True)
+                for stage in active:
+                    print(_words(stage, self._meter), file=sys.stderr, flush=True)
 
     def _tell_ended(self) -> None:
         """Print one line for every stage that has ended since the last look."""
@@ -100,15 +102,18 @@ class Progress:
 
     def _line(self, text: str) -> None:
         if self._tty:
-            sys.stderr.write(f"\r\x1b[K{clean(text)}")
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be wiped
+            sys.stderr.write(f"\r\x1b[K{clean(text)[:width]}")
             sys.stderr.flush()
 
 
-def _bar(stage: Stage, meter: Meter) -> str:
+def _bar(active: list[Stage], meter: Meter) -> str:
+    stage, *others = active
+    beside = "".join(f" | {other.name} {other.done}/{other.total}" for other in others)
     if not stage.total:
-        return f"{stage.name}  {stage.seconds:.0f} s  {stage.note}"
+        return f"{stage.name}  {stage.seconds:.0f} s  {stage.note}{beside}"
     filled = int(24 * stage.done / stage.total)
-    return f"{stage.name} [{'#' * filled}{'.' * (24 - filled)}] {_words(stage, meter, named=False)}"
+    return f"{stage.name} [{'#' * filled}{'.' * (24 - filled)}] {_words(stage, meter, named=False)}{beside}"
 
 
 def _words(stage: Stage, meter: Meter, *, named: bool = True) -> str:

@@ -158,9 +158,7 @@ def pass_rates(answered: Sequence[Answered], constitution: Constitution, *, seed
     return rates
 
 
-def _rate(
-    name: str, title: str, answered: Sequence[Answered], principles: Sequence[Principle], seed: int
-) -> Change:
+def _rate(name: str, title: str, answered: Sequence[Answered], principles: Sequence[Principle], seed: int) -> Change:
     applying = {a.prompt.id: [p for p in principles if p.applies_to(a.prompt.domain)] for a in answered}
     asked = [a if applying[a.prompt.id] else Answered(a.prompt, (), ()) for a in answered]
 

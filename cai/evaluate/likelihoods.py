@@ -41,9 +41,7 @@ def measure(run: RunView, answered: Sequence[Answered], *, seed: int) -> dict[st
     another sampling temperature it is a yardstick of drift and not the divergence itself.
     """
     first, last = identities(run)
-    scored = {
-        arm: [_likely(run, a.prompt, getattr(a, arm), first, last) for a in answered] for arm in ARMS
-    }
+    scored = {arm: [_likely(run, a.prompt, getattr(a, arm), first, last) for a in answered] for arm in ARMS}
     under_before = {arm: _per_token(likely, "before", seed) for arm, likely in scored.items()}
     if not any(under_before.values()):
         return None
@@ -64,9 +62,7 @@ def measure(run: RunView, answered: Sequence[Answered], *, seed: int) -> dict[st
     }
 
 
-def _likely(
-    run: RunView, prompt: Prompt, responses: Sequence[Response], first: str, last: str | None
-) -> Likely | None:
+def _likely(run: RunView, prompt: Prompt, responses: Sequence[Response], first: str, last: str | None) -> Likely | None:
     """Return the likelihoods of the first answer that was scored, or None."""
     for response in responses:
         request = Likelihood(opening(prompt, run.config.respond.system), response.text)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -20,12 +20,17 @@ async def for_each(items: Iterable[T], work: Callable[[T], Awaitable[None]], *, 
         for item in source:
             await work(item)
 
+    await together(*(worker() for _ in range(in_flight)))
+
+
+async def together(*works: Coroutine[Any, Any, T]) -> list[T]:
+    """Run `works` side by side and return their results; the first exception cancels the others and is raised."""
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(in_flight):
-                group.create_task(worker())
+            tasks = [group.create_task(work) for work in works]
     except* Exception as several:
         raise _first(several) from None
+    return [task.result() for task in tasks]
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

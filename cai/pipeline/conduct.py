@@ -18,7 +18,7 @@ from typing import Any
 from cai import canon, constitution, pairs, shipped
 from cai.config import Phase, RunConfig
 from cai.errors import RejectedError, Stopped
-from cai.executors.local import for_each
+from cai.executors.local import for_each, together
 from cai.manifest import Clock, Manifest, RunLock, id_of, keep_text, now, settle_config
 from cai.pipeline import evaluation, training
 from cai.pipeline.ingest import ingest
@@ -164,10 +164,11 @@ class Conductor:
         policy: Lazy = self.fleet.model(self.config.models.policy, "policy")
         policies = [{"name": "base", "checkpoint": self.config.models.policy.checkpoint, "identity": policy.identity}]
         first, base_path, n_failed, stale = policy, self.config.models.policy.checkpoint, 0, []
-        # The first policy answers the held-out prompts while its server is up anyway.
-        await evaluation.answer(self, self._recorded(first), "before")
+        # The first policy answers the held-out prompts while it is up anyway, beside the first walk.
+        before: list[Any] = [evaluation.answer(self, self._recorded(first), "before")]
         for turn in self.turns():
-            n_failed += await self._walk(turn, self._recorded(policy), judge)
+            *_, n = await together(*before, self._walk(turn, self._recorded(policy), judge))
+            before, n_failed = [], n_failed + n
             if turn.phase.train == "none":
                 continue
             checkpoint = await self._train(turn, str(base_path), stale)

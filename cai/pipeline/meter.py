@@ -45,9 +45,9 @@ class Meter:
     """Sentences for the user that are no progress: warnings, what was reused, what is stale."""
 
     @property
-    def current(self) -> Stage | None:
-        """The stage at work, if any: the innermost, where one has begun inside another."""
-        return next((stage for stage in reversed(self.stages) if stage.ended is None), None)
+    def active(self) -> list[Stage]:
+        """The stages at work, the one begun last first: where one has begun inside another, the innermost."""
+        return [stage for stage in reversed(self.stages) if stage.ended is None]
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Stage]:

@@ -154,7 +154,16 @@ def _training(run: RunView, name: str) -> dict[str, Any] | None:
 
 
 _OF_TRAINING = (
-    "method", "n_rows", "dropped", "steps", "wall_s", "device", "dtype", "rows_id", "weights_id", "versions"
+    "method",
+    "n_rows",
+    "dropped",
+    "steps",
+    "wall_s",
+    "device",
+    "dtype",
+    "rows_id",
+    "weights_id",
+    "versions",
 )
 """What the page tells of a checkpoint's manifest."""
 

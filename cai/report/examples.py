@@ -77,9 +77,7 @@ def _item(
 
 def _side(constitution: Constitution, prompt: Prompt, label: str, answer: Response | Revision) -> dict[str, Any]:
     marks = [
-        (p, checks.run(p.check, answer.text))
-        for p in constitution.for_domain(prompt.domain)
-        if p.check is not None
+        (p, checks.run(p.check, answer.text)) for p in constitution.for_domain(prompt.domain) if p.check is not None
     ]
     return {
         "label": label,

@@ -57,9 +57,7 @@ def _in_words(name: str, xs: Sequence[float], ys: Sequence[float]) -> str:
 def smoothed(values: Sequence[float]) -> list[float]:
     """Return a centred moving average over about a tenth of the values, narrower at the ends."""
     reach = max(1, len(values) // 20)
-    return [
-        sum(near) / len(near) for i in range(len(values)) if (near := values[max(0, i - reach) : i + reach + 1])
-    ]
+    return [sum(near) / len(near) for i in range(len(values)) if (near := values[max(0, i - reach) : i + reach + 1])]
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:

@@ -94,8 +94,10 @@ def sentence_of(data: Tree) -> str:
     if evaluation["n_answers"]["after"]:
         return unfinished + (_of_checks(evaluation, n) or _of_wins(evaluation, n) or _of_length(evaluation, n))
     if evaluation["n_answers"]["before"]:
-        return f"{unfinished}Only the first policy has answered the held-out prompts, so nothing can be said about " \
-               f"a change{_first_rate(evaluation)}."
+        return (
+            f"{unfinished}Only the first policy has answered the held-out prompts, so nothing can be said about "
+            f"a change{_first_rate(evaluation)}."
+        )
     return unfinished + _of_walk(data)
 
 
@@ -169,9 +171,7 @@ def _of_walk(data: Tree) -> str:
         return "No comparison has been made yet."
     if not counts:
         return f"{why[0].upper()}{why[1:]}."
-    return (
-        f"{plural(counts['comparisons'], 'comparison')} gave {plural(counts['rows'], 'row')} to train on; {why}."
-    )
+    return f"{plural(counts['comparisons'], 'comparison')} gave {plural(counts['rows'], 'row')} to train on; {why}."
 
 
 # -- the terminal ------------------------------------------------------------------------------------------------------

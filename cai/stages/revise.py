@@ -23,11 +23,12 @@ async def revise(
     seed: int,
 ) -> Revision:
     """Return `answer` (the last turn of `conversation`) written again in the light of `found`."""
+    question = next(turn.text for turn in reversed(conversation) if turn.role == "user")
     turns = (
         *conversation,
         request_turn(principle, templates["critique"]),
         Turn("assistant", found.text),
-        *templates["revision"].turns(request=principle.revision),
+        *templates["revision"].turns(request=principle.revision, question=question),
     )
     drawn = canon.seed_of(seed, "revise", found.id)
     written = await judge.generate(Generate(turns, sampling, drawn))

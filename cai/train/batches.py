@@ -41,9 +41,7 @@ def shared_pairs(examples: Sequence[Example], pad_id: int) -> Batch:
     rows = [_tree(e) for e in examples]
     width = max(len(row[0]) for row in rows)
     filler = (pad_id, 0, IGNORE, -1)
-    columns = [
-        torch.tensor([row[k] + [filler[k]] * (width - len(row[k])) for row in rows]) for k in range(len(filler))
-    ]
+    columns = [torch.tensor([row[k] + [filler[k]] * (width - len(row[k])) for row in rows]) for k in range(len(filler))]
     input_ids, position_ids, targets, branch = columns
     return {
         "input_ids": input_ids,

@@ -63,8 +63,10 @@ class Folder:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         differing = [k for k, v in self.fingerprint.items() if manifest.get(k) != v]
         if differing:
-            raise UserError(f"{self.out}: holds a finished checkpoint with other {', '.join(differing)}; "
-                            "name another folder or remove this one")
+            raise UserError(
+                f"{self.out}: holds a finished checkpoint with other {', '.join(differing)}; "
+                "name another folder or remove this one"
+            )
         check_whole(self.out, manifest)
         return manifest
 
@@ -123,8 +125,10 @@ def check_whole(out: Path, manifest: dict[str, Any]) -> None:
         path = out / name
         found = path.stat().st_size if path.is_file() else None
         if found != size:
-            raise TrainError(f"{path}: {'missing' if found is None else f'{found} bytes'}, {size} bytes expected; the "
-                             f"checkpoint is damaged, remove {out} and train again")
+            raise TrainError(
+                f"{path}: {'missing' if found is None else f'{found} bytes'}, {size} bytes expected; the "
+                f"checkpoint is damaged, remove {out} and train again"
+            )
 
 
 def content_of(folder: str | Path) -> str:

@@ -102,8 +102,10 @@ def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> PreTrainedT
 
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
     if not tokenizer.chat_template:
-        raise UserError(f"'{base}': the tokenizer has no chat template, so conversations cannot be rendered; "
-                        "add chat_template.jinja to the model's folder, or take an instruct model")
+        raise UserError(
+            f"'{base}': the tokenizer has no chat template, so conversations cannot be rendered; "
+            "add chat_template.jinja to the model's folder, or take an instruct model"
+        )
     if tokenizer.eos_token_id is None:
         raise UserError(f"'{base}': the tokenizer has no end-of-sequence token; set it in tokenizer_config.json")
     if tokenizer.pad_token_id is None:

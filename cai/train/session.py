@@ -113,8 +113,10 @@ def _run(job: Job, trainer: Any) -> None:
     try:
         trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
     except pickle.UnpicklingError as error:
-        raise TrainError(f"{job.resume}: holds more than numbers and was not loaded ({error}); remove {job.resume} and "
-                         "run the same command again") from error
+        raise TrainError(
+            f"{job.resume}: holds more than numbers and was not loaded ({error}); remove {job.resume} and "
+            "run the same command again"
+        ) from error
     if trainer.state.global_step < job.steps:
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {job.steps}; the same command goes on there")
 

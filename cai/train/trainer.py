@@ -56,8 +56,10 @@ class Hooks:
         """Return the loss, or raise TrainError with the ids of the rows where it is not finite."""
         if not torch.isfinite(loss):
             ids = ", ".join(e.id for e in self.examples_of(inputs))
-            raise TrainError(f"the loss is {loss.item()} at step {self.state.global_step + 1}; the rows of this batch: "
-                             f"{ids}. lower learning_rate, or look at these rows")
+            raise TrainError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}; the rows of this batch: "
+                f"{ids}. lower learning_rate, or look at these rows"
+            )
         return loss
 
 

@@ -1,16 +1,16 @@
 """Strict YAML for everything people edit: constitutions and run configurations.
 
-    loaded = yamlfile.load("configs/quickstart.yaml", RunConfig, overrides=["run.seed=1"])
-    loaded.value, loaded.position(("phases", 0, "samples")), loaded.where("run.seed"), loaded.sources
+loaded = yamlfile.load("configs/quickstart.yaml", RunConfig, overrides=["run.seed=1"])
+loaded.value, loaded.position(("phases", 0, "samples")), loaded.where("run.seed"), loaded.sources
 
-    problems   what is wrong, and the error that carries all of it
-    scalars    what an unquoted value means
-    syntax     the parser's complaints in our words
-    tree       bytes to nodes with positions
-    shapes     what a model expects at a path
-    messages   pydantic's complaints in our words
-    overrides  `a.b=c`
-    reader     all of it together
+problems   what is wrong, and the error that carries all of it
+scalars    what an unquoted value means
+syntax     the parser's complaints in our words
+tree       bytes to nodes with positions
+shapes     what a model expects at a path
+messages   pydantic's complaints in our words
+overrides  `a.b=c`
+reader     all of it together
 """
 
 from cai.yamlfile.overrides import apply_overrides
