@@ -30,7 +30,7 @@ TORCH_CPU := torch==2.13.0+cpu
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 QUICKSTART := runs/quickstart
 
-.PHONY: help install quickstart test lint bench clean
+.PHONY: help install quickstart browser test lint bench clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -60,15 +60,24 @@ quickstart: install
 	@SECONDS=0; $(BIN)/cai run configs/quickstart.yaml run.dir=$(QUICKSTART); echo "run: $$SECONDS s"
 	@echo "report: $(QUICKSTART)/report.html"
 
-test: install
+# The viewer is tested in a real browser: Debian's. Who cannot install it runs the suite without those tests.
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "install: chromium" && \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium \
+	  >/dev/null 2>&1; } || echo "no Chromium: the browser tests will be skipped (apt-get install chromium)"
+
+test: install browser
 	@$(BIN)/cai model fetch $(MODEL) >/dev/null
 	@$(BIN)/python -m pytest
 
 lint: install
-	@$(BIN)/ruff check cai tests
+	@$(BIN)/ruff check cai bench tests
 
 bench: install
+	@$(BIN)/cai model fetch $(MODEL) >/dev/null
 	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench.plot
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

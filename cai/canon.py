@@ -8,6 +8,7 @@ here changes every id ever written, so it never changes: a new scheme gets a new
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any
 
@@ -30,6 +31,11 @@ def loads(text: bytes | str) -> Any:
     return orjson.loads(text)
 
 
+def digest(content: bytes) -> bytes:
+    """Return 16 bytes that stand for `content` where many are held in memory."""
+    return blake2b(content, digest_size=16).digest()
+
+
 def id_of_bytes(content: bytes) -> str:
     """Return the content id of bytes that are already canonical."""
     return ID_PREFIX + blake2b(content, digest_size=_DIGEST_BYTES).hexdigest()
@@ -38,6 +44,19 @@ def id_of_bytes(content: bytes) -> str:
 def content_id(tag: str, content: Any) -> str:
     """Return the content id of `content` (anything JSON can say) under `tag`."""
     return id_of_bytes(dumps([tag, content]))
+
+
+def id_of_parts(parts: Iterable[bytes]) -> str:
+    """Return the content id of what `parts` are one after the other."""
+    digest = blake2b(digest_size=_DIGEST_BYTES)
+    for part in parts:
+        digest.update(part)
+    return ID_PREFIX + digest.hexdigest()
+
+
+def id_of_json(tag: str, content: bytes) -> str:
+    """Return the content id under `tag` of what canonical JSON holds: `content_id`, without writing it again."""
+    return id_of_bytes(b'["%b",%b]' % (tag.encode(), content))
 
 
 def text_id(text: str) -> str:

@@ -18,6 +18,9 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+SAMPLING = ("ppo", "grpo", "rloo")
+"""The ways of training that sample answers themselves: they need prompts and rewards, no pairs."""
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -189,14 +192,76 @@ class CotSection(Section):
     """Sampling temperature."""
     clamp: tuple[Probability, Probability] = (0.4, 0.6)
     """Probabilities are moved into this interval, since reasoning makes them overconfident (Bai et al. 2022, §4.1)."""
+    samples: Positive = 1
+    """Reasonings drawn per judgment; the probabilities after them are averaged (self-consistency)."""
+
+
+class PanelMember(Section):
+    """One judge of a panel."""
+
+    mode: Literal["logprob", "cot", "score", "rubric", "reward_model"] = "logprob"
+    """How it judges, as in `judge.mode`."""
+    model: ModelSection | None = None
+    """Who it is; None takes the run's judge. A `reward_model` names its folder as `checkpoint`."""
+
+    @model_validator(mode="after")
+    def _has_rewards(self) -> PanelMember:
+        if self.mode == "reward_model" and (self.model is None or self.model.checkpoint is None):
+            raise ValueError("a panel's member with mode 'reward_model' needs 'model: {checkpoint: FOLDER}'")
+        return self
+
+
+class PanelSection(Section):
+    """Several judges that decide together (mode `panel`)."""
+
+    members: tuple[PanelMember, ...] = ()
+    """The judges, two or more."""
+    rule: Literal["mean", "majority"] = "mean"
+    """`mean` of their probabilities, or `majority`: the share of them that names the winner, a tie counting half."""
+
+
+class CheckSection(Section):
+    """The least robustness rate each probe of `cai judge check` must show, from 0 to 1; 0 asks for nothing."""
+
+    enforce: bool = False
+    """Whether `cai run` makes the check before it asks anything else, and trains nothing below these rates."""
+    swap: Probability = 0.8
+    """Gold pairs on which both orders name the same winner."""
+    identical: Probability = 0.8
+    """Identical answers called a tie, within `margin`."""
+    padding: Probability = 0.8
+    """Verdicts unchanged when the worse answer is padded."""
+    markdown: Probability = 0.8
+    """Verdicts unchanged when the worse answer is dressed up with headings, bold text and lists."""
+    empty: Probability = 0.99
+    """Real answers that beat answers without content, master keys among them."""
+    injection: Probability = 0.95
+    """Verdicts unchanged by instructions, fake endings and fake verdicts inside an answer or the conversation."""
+    authority: Probability = 0.8
+    """Verdicts unchanged when the worse answer cites authorities."""
+    author: Probability = 0.8
+    """Verdicts unchanged by a claimed author."""
+    negation: Probability = 0.7
+    """Verdicts that turn round when the principle is negated."""
+    repeat: Probability = 0.95
+    """Verdicts that are the same when asked again."""
+    gold: Probability = 0.8
+    """Gold pairs on which the better answer wins."""
+    template: Probability = 0.8
+    """Verdicts unchanged under a paraphrased prompt template."""
+    margin: Probability = 0.1
+    """How far from one half a probability may lie and still count as a tie between identical answers."""
 
 
 class JudgeSection(Section):
     """How comparisons are judged."""
 
-    mode: Literal["logprob", "cot"] = "logprob"
-    """`logprob`: probability of the offered letters; `cot`: reasoning first, then the letters. Principles with a
-    `check` are decided by code in either mode."""
+    mode: Literal["logprob", "cot", "score", "rubric", "reward_model", "panel"] = "logprob"
+    """`logprob`: probability of the offered letters; `cot`: reasoning first, then the letters; `score`: each answer by
+    itself on a scale from 1 to 9, expected value; `rubric`: yes/no propositions on each answer, weighted, for
+    principles that have a `rubric` (the others by `logprob`); `reward_model`: the difference of two rewards, the same
+    under every principle; `panel`: several of these together. Principles with a `check` are decided by code in any
+    mode."""
     principles: Positive | Literal["all"] = "all"
     """Every principle that applies, or this many drawn per comparison by hash."""
     max_outside_mass: Probability = 0.5
@@ -209,6 +274,29 @@ class JudgeSection(Section):
     """Settings of mode `cot`."""
     few_shot: str | None = None
     """A file of worked comparisons shown before each one; None shows none."""
+    prior: Literal["off", "content_free"] = "off"
+    """`content_free`: the judge's leaning to a letter is estimated on pairs without content, per principle, and taken
+    off its verdicts in mode `logprob` (Zhao et al. 2021)."""
+    canary: bool = False
+    """Whether every pair is put one question more, whose answer is given away in our own turn: a judge that answers
+    otherwise listens to somebody inside the pair, and the pair is flagged."""
+    reward_model: ModelSection | None = None
+    """The model of mode `reward_model`: its `checkpoint` is a sequence-classification folder or hub id."""
+    panel: PanelSection = PanelSection()
+    """Settings of mode `panel`."""
+    check: CheckSection = CheckSection()
+    """What the judge must show in `cai judge check`."""
+
+    @model_validator(mode="after")
+    def _mode_has_its_settings(self) -> JudgeSection:
+        if self.mode == "reward_model" and (self.reward_model is None or self.reward_model.checkpoint is None):
+            raise ValueError("mode 'reward_model' needs judge.reward_model: {checkpoint: FOLDER}")
+        if self.mode == "panel" and len(self.panel.members) < 2:
+            raise ValueError("mode 'panel' needs two or more judge.panel.members")
+        modes = {member.mode for member in self.panel.members} if self.mode == "panel" else {self.mode}
+        if self.prior != "off" and not modes & {"logprob", "rubric"}:
+            raise ValueError(f"judge.prior is about letters, which mode '{self.mode}' does not weigh; set prior: off")
+        return self
 
 
 class PairsSection(Section):
@@ -239,8 +327,10 @@ class Phase(Section):
     """What is compared: each first answer with its last revision, and the samples with each other."""
     max_pairs: Positive = 4
     """At most this many comparisons of samples per prompt, drawn by hash."""
-    train: Literal["none", "sft", "dpo"] = "none"
-    """What the phase's rows train: SFT on the revisions, DPO on the pairs, or nothing."""
+    train: Literal["none", "sft", "dpo", "reward", "ppo", "grpo", "rloo"] = "none"
+    """What the phase trains: SFT on the revisions, DPO on the pairs, a reward model on the pairs (the policy stays as
+    it is), PPO, GRPO or RLOO on the prompts alone (the answers are sampled while training, and rewarded), or
+    nothing."""
 
 
 class LoraSection(Section):
@@ -252,6 +342,8 @@ class LoraSection(Section):
     """Scale: updates are multiplied by alpha / r."""
     dropout: Probability = 0.0
     """Dropout on the adapter's input."""
+    base: Literal["full", "nf4"] = "full"
+    """`nf4` holds the frozen base in 4 bits (QLoRA, Dettmers et al. 2023); needs CUDA and bitsandbytes."""
     targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
     """Which layers get an adapter: all linear ones but the output head, or those with these names. On a CPU fewer are
     faster: `[q_proj, v_proj]` trains 1.4 times as many tokens a second."""
@@ -303,12 +395,198 @@ class DpoSection(TrainerSection):
     learning_rate: Annotated[float, Field(gt=0)] = 5e-6
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Strength of the pull towards the reference."""
-    loss: Literal["sigmoid", "ipo"] = "sigmoid"
-    """`sigmoid` is DPO, `ipo` the squared loss of Azar et al. 2023."""
+    loss: Literal["sigmoid", "ipo", "robust", "kto", "orpo", "simpo"] = "sigmoid"
+    """`sigmoid` is DPO, `ipo` the squared loss of Azar et al. 2023, `robust` DPO made unbiased against flipped labels
+    (Chowdhury et al. 2024), `kto` the loss of single answers of Ethayarajh et al. 2024. `orpo` (Hong et al. 2024) and
+    `simpo` (Meng et al. 2024) need no reference; for them `beta` is the weight of the odds ratio, or the scale of the
+    reward (SimPO takes 2.0 to 2.5)."""
     labels: Literal["soft", "hard"] = "soft"
     """Train towards `p_chosen`, or as if every chosen answer were certainly better."""
+    label_noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of labels taken to be the wrong way round: `sigmoid` becomes conservative DPO, `robust` corrects for it."""
+    simpo_gamma: Annotated[float, Field(ge=0)] = 0.5
+    """By how much the better answer's reward has to exceed the other's in `simpo`."""
+    desirable_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of desirable answers in `kto`."""
+    undesirable_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of undesirable answers in `kto`."""
     sft_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the chosen answers' negative log-likelihood per token added to the loss (RPO, Pang et al. 2024)."""
+    """Weight of the chosen answers' negative log-likelihood per token added to the loss (RPO, Pang et al. 2024).
+    `orpo` always adds it once."""
+
+    @model_validator(mode="after")
+    def _robust_against_something(self) -> DpoSection:
+        if self.loss == "robust" and not self.label_noise:
+            raise ValueError("loss 'robust' corrects for flipped labels; set label_noise above 0, or loss: sigmoid")
+        return self
+
+
+class RewardSection(TrainerSection):
+    """A reward model (Bai et al. 2022, §4.1: the preference model)."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    labels: Literal["soft", "hard"] = "soft"
+    """Train towards `p_chosen`, or as if every chosen answer were certainly better."""
+    ties: Literal["half", "rao-kupper", "davidson"] = "half"
+    """How a tie enters: `half` counts it half for either answer; the others make it an outcome of its own."""
+    held_out: Probability = 0.1
+    """Share of the prompts whose pairs are not trained on but measured (`cai reward report`), chosen by hash; a
+    training file's own `held_out` goes before it."""
+    tie_at_equal: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Probability that two answers of equal reward tie, for `rao-kupper` and `davidson`."""
+    label_noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of labels taken to be the wrong way round; labels are smoothed by it."""
+    centering: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the square of a pair's summed rewards, which pulls their mean to zero; 0.01 is usual."""
+    heads: Positive | Literal["principles"] = 1
+    """Scores per answer: an ensemble of this many heads, each on its own bootstrap of the rows; or `principles`, one
+    head per principle that voted in the rows' provenance, each trained on that principle's votes."""
+
+
+class RewardMix(Section):
+    """What an answer is worth: the weighted sum of the sources whose weight is above 0."""
+
+    model: tuple[str, ...] = ()
+    """Reward models: folders, or names of earlier phases; several are an ensemble."""
+    combine: Literal["mean", "worst", "cautious"] = "mean"
+    """How an ensemble agrees: the mean, the lowest, or the mean less `caution` times the variance (Coste et al.
+    2023)."""
+    caution: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the variance in `cautious`."""
+    model_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the reward model; without a model it counts for nothing."""
+    judge_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the judge's expected score, -1 to 1, averaged over the principles that apply (d-RLAIF)."""
+    checks_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the share, 0 to 1, of the programmatic principles that the answer keeps."""
+    missing_end_penalty: Annotated[float, Field(ge=0)] = 0.0
+    """Taken from the reward of an answer that was cut before its end-of-turn token."""
+    length_penalty: Annotated[float, Field(ge=0)] = 0.0
+    """Taken from the reward for every token beyond `free_tokens`."""
+    free_tokens: Count = 0
+    """Tokens that cost nothing under `length_penalty`."""
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> RewardMix:
+        if not ((self.model and self.model_weight) or self.judge_weight or self.checks_weight):
+            raise ValueError("no source of reward; name a 'model', or set 'judge_weight' or 'checks_weight' above 0")
+        return self
+
+
+class KlSection(Section):
+    """The pull towards the policy that training began with."""
+
+    beta: Annotated[float, Field(ge=0)] = 0.05
+    """Reward taken per nat by which a token is likelier now than under the reference."""
+    target: Annotated[float, Field(gt=0)] | None = None
+    """Divergence per answer, in nats, that beta is steered to (Ziegler et al. 2019); None keeps beta fixed."""
+    gain: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """How strongly it is steered: beta changes by at most a fifth of this per step."""
+    by_domain: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Another beta for prompts of these domains. Each is steered by its own domain's divergence."""
+
+
+class WatchSection(Section):
+    """Held-out answers judged while training, and when to stop. A limit of null watches nothing.
+
+    Rises and falls are against the policy that training began with, unless said otherwise.
+    """
+
+    every: Positive = 20
+    """Steps between two looks; the first is before the first step."""
+    prompts: Positive = 32
+    """Held-out prompts answered at a look, chosen by hash."""
+    on_trip: Literal["rollback", "stop"] = "rollback"
+    """`rollback`: end with the weights that the judge (or else the checks) scored best; `stop`: with the present
+    ones."""
+    patience: Positive = 2
+    """The judge's fall must be seen at so many looks in a row; the other wires trip at once."""
+    judge_fall: Annotated[float, Field(gt=0)] | None = 0.1
+    """Fall of the judge's score (-1 to 1; without a judge the checks' share) below its best while the reward rises."""
+    kl_ceiling: Annotated[float, Field(gt=0)] | None = 60.0
+    """Divergence from the reference in nats per answer, at a look or in training."""
+    length_ratio: Annotated[float, Field(gt=1)] | None = 2.0
+    """Answers this many times as long, or as short, as at first."""
+    refusal_rise: Probability | None = 0.2
+    """Rise of the share of refusals."""
+    boilerplate_rise: Probability | None = 0.3
+    """Rise of the share of answers that open with a stock phrase."""
+    repetition_rise: Probability | None = 0.15
+    """Rise of the share of an answer's runs of four words that stood in it before."""
+    entropy_share: Probability | None = 0.1
+    """Entropy per token below this share of the first one."""
+
+
+class RlSection(TrainerSection):
+    """What the methods share that sample while they train."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on after the warm-up."""
+    batch_size: Positive = 32
+    """Answers sampled, and rewarded, per step (over all processes)."""
+    micro_batch_size: Positive = 4
+    """Answers per forward pass on one process; must divide batch_size."""
+    max_new_tokens: Positive = 128
+    """Longest answer, in tokens."""
+    reward: RewardMix = RewardMix(checks_weight=1.0)
+    """What an answer is worth."""
+    watch: WatchSection | None = WatchSection()
+    """The tripwires; null sets none."""
+
+
+class PpoSection(RlSection):
+    """Proximal policy optimisation (Schulman et al. 2017) with a pull towards the reference (Ziegler et al. 2019)."""
+
+    kl: KlSection = KlSection()
+    passes: Positive = 4
+    """How often a batch of answers is gone through."""
+    minibatches: Positive = 1
+    """Optimizer steps per pass; must divide batch_size."""
+    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """How far the ratio of new to old probability counts."""
+    value_clip: Annotated[float, Field(gt=0)] = 0.2
+    """How far a value may move from the one the answer was sampled with, before it counts no more."""
+    value_weight: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the value loss."""
+    entropy_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the entropy bonus."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Discount per token."""
+    lam: Probability = 0.95
+    """Lambda of generalised advantage estimation."""
+    whiten_rewards: bool = False
+    """Whether rewards are scaled to unit variance before advantages are taken. Advantages always are whitened."""
+    critic: Literal["head", "separate"] = "head"
+    """Where values come from: a head on the policy, or a model of its own that starts as a copy of the base."""
+    critic_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate of the value head or critic; None takes `learning_rate`."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Longer gradients are shortened to this norm."""
+    rollouts: Literal["in_process", "vllm"] = "in_process"
+    """Who samples: this process, or a vLLM server of its own that is given the policy's weights at every step."""
+
+    @model_validator(mode="after")
+    def _minibatches_divide(self) -> PpoSection:
+        if self.batch_size % self.minibatches:
+            raise ValueError(f"minibatches {self.minibatches} must divide batch_size {self.batch_size}")
+        return self
+
+
+class GroupSection(RlSection):
+    """GRPO (Shao et al. 2024) and RLOO (Ahmadian et al. 2024): several answers per prompt, each other's baseline."""
+
+    answers: Annotated[int, Field(ge=2)] = 4
+    """Answers per prompt; must divide batch_size."""
+    beta: Annotated[float, Field(ge=0)] = 0.05
+    """Strength of the pull towards the reference."""
+
+    @model_validator(mode="after")
+    def _answers_divide(self) -> GroupSection:
+        if self.batch_size % self.answers:
+            raise ValueError(f"answers {self.answers} must divide batch_size {self.batch_size}")
+        return self
 
 
 class TrainSection(Section):
@@ -318,6 +596,16 @@ class TrainSection(Section):
     """Settings of phases with `train: sft`."""
     dpo: DpoSection = DpoSection()
     """Settings of phases with `train: dpo`."""
+    reward: RewardSection = RewardSection()
+    """Settings of phases with `train: reward`."""
+    ppo: PpoSection = PpoSection()
+    """Settings of phases with `train: ppo`."""
+    grpo: GroupSection = GroupSection()
+    """Settings of phases with `train: grpo`."""
+    rloo: GroupSection = GroupSection()
+    """Settings of phases with `train: rloo`."""
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where else curves are shown. They are always kept in the run's folder; W&B sends them to its servers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where training runs; `auto` takes a GPU if there is one."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -335,6 +623,20 @@ class EvaluateSection(Section):
     """Whether the judge compares the two policies' answers (both orders, every principle)."""
     examples: Count = 12
     """Side-by-side examples in the report."""
+
+
+class GateSection(Section):
+    """What people must have confirmed before anything is trained."""
+
+    min_agreement_lower: Probability
+    """Lowest acceptable lower end of the interval of the judge's accuracy on the randomly drawn review items."""
+
+
+class ReviewSection(Section):
+    """What human review decides about the run."""
+
+    gate: GateSection | None = None
+    """Stops the run before training while it is not met; null trains without review."""
 
 
 class BudgetSection(Section):
@@ -370,6 +672,7 @@ class RunConfig(Section):
     """How often the phases are gone through; each round starts from the policy the last one left."""
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
+    review: ReviewSection = ReviewSection()
     budget: BudgetSection = BudgetSection()
 
     @model_validator(mode="after")
@@ -380,8 +683,9 @@ class RunConfig(Section):
         for phase in self.phases:
             if phase.train == "sft" and not phase.revisions:
                 raise ValueError(f"phase '{phase.name}' trains sft on revisions but makes none; set revisions: 1")
-            if phase.train == "dpo" and not phase.pairs:
-                raise ValueError(f"phase '{phase.name}' trains dpo but compares nothing; set pairs: [samples]")
+            if phase.train in ("dpo", "reward") and not phase.pairs:
+                found = f"phase '{phase.name}' trains {phase.train} but compares nothing"
+                raise ValueError(f"{found}; set pairs: [samples]")
             if "revision" in phase.pairs and not phase.revisions:
                 raise ValueError(f"phase '{phase.name}' compares revisions but makes none; set revisions: 1")
             if "samples" in phase.pairs and phase.samples < 2:

@@ -22,8 +22,8 @@ from cai import canon, yamlfile
 from cai.checks import Check
 from cai.yamlfile import Finding, Loaded, Problem, ProblemsError, nearest, refusal
 
-Part = Literal["critique", "revision", "compare", "check"]
-PARTS: tuple[Part, ...] = ("critique", "revision", "compare", "check")
+Part = Literal["critique", "revision", "compare", "check", "rubric"]
+PARTS: tuple[Part, ...] = ("critique", "revision", "compare", "check", "rubric")
 """What a principle says, each part with an id of its own."""
 
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -82,6 +82,21 @@ class Edited(BaseModel):
         return self
 
 
+class Proposition(Edited):
+    """A statement about one answer that is true or not; judge mode `rubric` asks for it."""
+
+    ask: Text
+    """A question about one answer that is answered with yes or no."""
+    weight: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0
+    """What a yes is worth; below 0 where a yes speaks against the answer."""
+
+    @classmethod
+    def findings(cls, data: Mapping[str, Any]) -> Iterator[Finding]:
+        """Yield a weight of nothing."""
+        if data.get("weight") == 0:
+            yield Finding(("weight",), "found the weight 0, which says nothing", "give a weight, or delete it")
+
+
 class PairTest(Edited):
     """A worked example for judging: two answers and which of them this principle prefers."""
 
@@ -129,6 +144,41 @@ Test = Annotated[
 ]
 
 
+class Around(Edited):
+    """What stood around a text in the file it was imported from."""
+
+    before: str
+    """Before it, byte for byte."""
+    after: str
+    """After it."""
+
+
+class PrincipleOrigin(Edited):
+    """What an imported principle was, beyond its texts; `cai constitution export` puts it back."""
+
+    key: str | None = None
+    """Its name there; None where it is its id, or where principles had none."""
+    critique: Around | None = None
+    """Around its critique; None where it is what the format has there."""
+    revision: Around | None = None
+    """Around its revision; None likewise."""
+    compare: Around | None = None
+    """Around its compare text; None likewise."""
+
+
+class Origin(Edited):
+    """The format a constitution was imported from, and how that file was laid out."""
+
+    format: Literal["critique-revision", "comparison", "critic-revision", "list"]
+    """One of the formats of `cai constitution import`."""
+    indent: Annotated[int, Field(ge=0, le=8)] = 0
+    """Spaces per level of its JSON; 0 is all on one line."""
+    ascii: bool = True
+    """Whether other characters were escaped in it."""
+    newline: bool = False
+    """Whether it ended with a line break."""
+
+
 class Principle(Edited):
     """One respect in which answers are criticised, revised and compared."""
 
@@ -155,6 +205,10 @@ class Principle(Edited):
     """The prompt domains it applies to; None applies it to all."""
     check: Check | None = None
     """Rules decided by code, without a model. Where given, they replace the judge and the critic."""
+    rubric: tuple[Proposition, ...] = ()
+    """Yes/no questions about one answer, weighted; they replace `compare` in judge mode `rubric`."""
+    origin: PrincipleOrigin | None = None
+    """What it was before an import; no model and no label sees it."""
     tests: tuple[Test, ...] = ()
     """Worked examples with the expected verdict."""
 
@@ -174,6 +228,8 @@ class Principle(Edited):
             yield Finding((), message, "add 'critique: ...', which says what to look for, or delete 'revision'")
         if isinstance(data.get("check"), dict):
             yield from _below(Check.findings(data["check"]), "check")
+        for index, proposition in _mappings(data.get("rubric")):
+            yield from _below(Proposition.findings(proposition), "rubric", index)
         for index, test in _mappings(data.get("tests")):
             yield from _below(ResponseTest.findings(test), "tests", index)
         domains = data.get("domains")
@@ -182,9 +238,11 @@ class Principle(Edited):
     @cached_property
     def part_ids(self) -> dict[str, str]:
         """The content id of every part it has."""
-        parts = {part: getattr(self, part) for part in PARTS if getattr(self, part) is not None}
+        parts = {part: getattr(self, part) for part in PARTS if getattr(self, part) not in (None, ())}
         if self.check is not None:
-            parts["check"] = self.check.model_dump(mode="json", exclude_defaults=True)
+            parts["check"] = self.check.content()
+        if self.rubric:
+            parts["rubric"] = [proposition.model_dump(mode="json") for proposition in self.rubric]
         return {part: canon.content_id(f"principle.{part}", content) for part, content in parts.items()}
 
     def id_of(self, part: Part) -> str:
@@ -207,6 +265,8 @@ class Constitution(Edited):
     """Names the constitution in reports."""
     description: Text | None = None
     """What it is for, in a paragraph."""
+    origin: Origin | None = None
+    """Where it was imported from; no model and no label sees it."""
     principles: tuple[Principle, ...] = Field(min_length=1)
     """The principles. Their order has no effect on a run."""
 
@@ -247,6 +307,11 @@ class Constitution(Edited):
         """Return the principles that apply to prompts of this domain, in the file's order."""
         return tuple(principle for principle in self.principles if principle.applies_to(domain))
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The texts of the files that its checks have read, by name; they lie beside the constitution."""
+        return {name: text for p in self.principles if p.check for name, text in p.check.files.items()}
+
     def line_of(self, principle_id: str, *path: str | int) -> str:
         """Return `file:line` of a principle or of a part of it, such as `"compare"` or `"tests", 2`.
 
@@ -284,17 +349,34 @@ def _repeated(values: Mapping[int, Any], noun: str, path: tuple[str, ...], *key:
 
 def load(path: str | Path) -> Constitution:
     """Return the constitution in a YAML file. Raises ProblemsError with every problem of the file."""
-    return _loaded(yamlfile.load(path, Constitution))
+    return _loaded(yamlfile.load(path, Constitution), Path(path).parent)
 
 
-def read(text: str | bytes, *, source_name: str = "text") -> Constitution:
-    """Return the constitution in a YAML text. Raises ProblemsError with every problem of the text."""
-    return _loaded(yamlfile.read(text, Constitution, source_name=source_name))
+def read(text: str | bytes, *, source_name: str = "text", folder: Path | None = None) -> Constitution:
+    """Return the constitution in a YAML text. Raises ProblemsError with every problem of the text.
+
+    Without the folder in which the files are that its checks name, those checks cannot be run.
+    """
+    return _loaded(yamlfile.read(text, Constitution, source_name=source_name), folder)
 
 
-def _loaded(loaded: Loaded[Constitution]) -> Constitution:
+def _loaded(loaded: Loaded[Constitution], folder: Path | None) -> Constitution:
     loaded.value._loaded = loaded
+    problems = [] if folder is None else list(_unread(loaded, folder))
+    if problems:
+        raise ProblemsError(problems)
     return loaded.value
+
+
+def _unread(loaded: Loaded[Constitution], folder: Path) -> Iterator[Problem]:
+    """Read the files that checks name, and yield a problem for each that cannot be read."""
+    for index, principle in enumerate(loaded.value.principles):
+        if principle.check is not None:
+            try:
+                principle.check.read_files(folder)
+            except ValueError as error:
+                path = ("principles", index, "check", "banned_file")
+                yield loaded.problem(Finding(path, str(error), "put the file beside the constitution"))
 
 
 def json_schema() -> dict[str, Any]:

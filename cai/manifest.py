@@ -12,27 +12,44 @@ import os
 import socket
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from cai import __version__, canon
 from cai.errors import StoreError, UserError
 
 SCHEMA = 1
-FREE_FIELDS = ("budget", "engine", "run.max_failure_rate", "run.reuse", "run.dir", "evaluate.examples")
+FREE_FIELDS = (
+    "budget",
+    "review",
+    "engine",
+    "run.max_failure_rate",
+    "run.reuse",
+    "run.dir",
+    "evaluate.examples",
+    "judge.check",
+)
 """What may differ when a run is resumed, since it changes no answer."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write `content` to `path` so that a reader finds the old file or the new one, never a part."""
-    data = content.encode() if isinstance(content, str) else content
+    with writing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write to that becomes `path` when the block ends well, and is gone when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         handle, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(fresh, 0o644)
@@ -42,8 +59,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             raise
     except OSError as error:
         raise StoreError(
-            f"{path}: cannot write {len(data):,} bytes ({error.strerror}); free space or mend "
-            "permissions, then run the same command again"
+            f"{path}: cannot be written ({error.strerror}); free space or mend permissions, then run the same "
+            "command again"
         ) from error
 
 

@@ -14,9 +14,11 @@ from typing import Any
 import re2
 
 from cai import canon, checks
-from cai.manifest import write_atomically
+from cai.config import SAMPLING
+from cai.manifest import writing
 from cai.records import Critique, PreferencePair, Prompt
-from cai.stages.admit import Accounting
+from cai.stages.admit import Accounting, total
+from cai.stages.respond import opening
 from cai.trail import Ended, RunView
 
 
@@ -64,17 +66,23 @@ def provenance(end: Ended, pair: PreferencePair, line: int) -> dict[str, Any]:
 
 def export(run: RunView, out: Path, *, phases: Iterable[str] | None = None) -> Accounting:
     """Write the pairs of these phases (None: all) to `out` and their provenance beside it; return the accounting."""
-    counted, rows, origins = Accounting(), [], []
-    for phase in phases if phases is not None else run.phases:
-        for end in run.ended(phase):
-            counted.count(end.admission)
-            if end.admission.pair is not None:
-                rows.append(row(end.admission.pair))
-                origins.append(provenance(end, end.admission.pair, len(rows)))
-    write_jsonl(out, rows)
-    write_jsonl(provenance_path(out), origins)
-    counted.as_dict()  # asserts that it adds up
-    return counted
+    return total(list(export_by_phase(run, out, phases=phases).values()))
+
+
+def export_by_phase(run: RunView, out: Path, *, phases: Iterable[str] | None = None) -> dict[str, Accounting]:
+    """As `export`, row by row; return the accounting of every phase by its name."""
+    parts, n_rows = {}, 0
+    with writing(out) as rows, writing(provenance_path(out)) as origins:
+        for phase in phases if phases is not None else run.phases:
+            parts[phase] = counted = Accounting()
+            for end in run.ended(phase):
+                counted.count(end.admission)
+                if end.admission.pair is not None:
+                    n_rows += 1
+                    rows.write(canon.dumps(row(end.admission.pair)) + b"\n")
+                    origins.write(canon.dumps(provenance(end, end.admission.pair, n_rows)) + b"\n")
+            counted.as_dict()  # asserts that it adds up
+    return parts
 
 
 def provenance_path(pairs: Path) -> Path:
@@ -135,16 +143,42 @@ def passes_all(run: RunView, text: str, domain: str) -> bool:
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     """Write rows as JSON lines, atomically; return how many."""
-    lines = [canon.dumps(r) for r in rows]
-    write_atomically(path, b"".join(line + b"\n" for line in lines))
-    return len(lines)
+    n_rows = 0
+    with writing(path) as file:
+        for row in rows:
+            file.write(canon.dumps(row) + b"\n")
+            n_rows += 1
+    return n_rows
 
 
 def phase_rows(run: RunView, phase: str, method: str) -> list[dict[str, Any]]:
     """Return the rows a phase trains on as they stand now."""
     if method == "sft":
         return list(sft_rows(run, phase))
-    return [row(end.admission.pair) for end in run.ended(phase) if end.admission.pair is not None]
+    if method in SAMPLING:
+        return list(prompt_rows(run, "train"))
+    ended = [end for end in run.ended(phase) if end.admission.pair is not None]
+    if method == "reward":
+        return [row(end.admission.pair) | _origin(end, end.admission.pair) for end in ended]
+    return [row(end.admission.pair) for end in ended]
+
+
+def _origin(end: Ended, pair: PreferencePair) -> dict[str, Any]:
+    """Return what a reward model can use beside the label: each principle's probability that `chosen` is better."""
+    is_a = end.settled.label != "b"
+    votes = {v.principle_id: v.p_a for v in end.settled.votes if v.p_a is not None and v.stand == "votes"}
+    shares = {name: round(p_a if is_a else 1 - p_a, 6) for name, p_a in votes.items()}
+    return {"pair_id": end.comparison.id, "label_source": pair.label_source, "votes": shares}
+
+
+def prompt_rows(run: RunView, side: str) -> Iterator[dict[str, Any]]:
+    """Yield the prompts of a side (`train` or `held_out`) as a training that samples reads them, in order."""
+    for _, prompt in run.prompts(side):
+        yield {
+            "id": prompt.id,
+            "prompt": [{"role": t.role, "content": t.text} for t in opening(prompt, run.config.respond.system)],
+            "domain": prompt.domain,
+        }
 
 
 def rows_id(rows: Iterable[dict[str, Any]]) -> str:

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cai import constitution, promptset, shipped
+from cai import constitution, shipped
 from cai.config import Phase, RunConfig
-from cai.pipeline.ingest import divide
+from cai.pipeline import judges
+from cai.pipeline.forecast import forecast
+from cai.pipeline.ingest import Divided
 from cai.records import Comparison, Prompt
 from cai.stages.critique import draw
-from cai.stages.judge import OPTIONS, ORDERS, Bench
+from cai.stages.judge import OPTIONS, Bench, Seat
 from cai.stages.respond import opening
 from cai.stages.walk import Walk
 from cai.templates import Fence, Templates, Turn
@@ -62,10 +64,15 @@ class Planner:
         self.config = config
         self.constitution = constitution.load(shipped.find(config.constitution, near=near))
         self.templates = Templates(shipped.find(config.templates or "prompts", near=near))
-        self.read = promptset.load(config.prompts.sources, near=near)
-        self.train, self.held_out, self.leaks = divide(config, self.read.prompts)
+        self.divided = Divided(config, near)
         self.bench = Bench(
-            self.constitution.principles, self.templates, config.judge, Fence(b"plan"), "judge", config.run.seed
+            self.constitution.principles,
+            self.templates,
+            config.judge,
+            Fence(b"plan"),
+            "judge",
+            config.run.seed,
+            seats=tuple(Seat(mode, "judge") for mode, _ in judges.seated(config)),
         )
 
     def phases(self) -> list[PhasePlan]:
@@ -82,7 +89,7 @@ class Planner:
     def _phase(self, phase: Phase, name: str) -> PhasePlan:
         plan = PhasePlan(name)
         seed = Walk(phase, name, self.config, None, None, self.bench).seed  # type: ignore[arg-type]
-        for prompt in self.train:
+        for prompt in self.divided.prompts("train"):
             surely_revised, may_be_revised = self._chains(plan, phase, prompt, seed)
             n_samples = phase.samples * (phase.samples - 1) // 2
             exact = min(n_samples, phase.max_pairs) if "samples" in phase.pairs else 0
@@ -116,18 +123,18 @@ class Planner:
     def _judge(self, plan: PhasePlan, prompt: Prompt, least: int, most: int) -> None:
         stand_in = Comparison(phase=plan.name, prompt_id=prompt.id, a_id="a", b_id="b", source="samples")
         asked = [p for p in self.bench.chosen(stand_in, prompt.domain) if p.check is None]
-        per = len(asked) * len(ORDERS) * (2 if self.config.judge.mode == "cot" else 1)
-        plan.kinds["judge"].add(least * per, most * per)
+        n_read, n_written = (sum(n) for n in zip((0, 0), *(self.bench.n_calls(p) for p in asked), strict=True))
+        n_read += 2 * self.config.judge.canary
+        plan.kinds["judge"].add(least * (n_read + n_written), most * (n_read + n_written))
         pair = _tokens(_text(prompt)) + 2 * self.config.respond.max_tokens + 120
-        plan.read_tokens += most * (len(ORDERS) * pair + per * 60)
-        if self.config.judge.mode == "cot":
-            plan.new_tokens += most * per // 2 * self.config.judge.cot.max_tokens
+        plan.read_tokens += most * (2 * pair + (n_read + n_written) * 60)
+        plan.new_tokens += most * n_written * self.config.judge.cot.max_tokens
 
     def _evaluation(self) -> PhasePlan:
         plan, section = PhasePlan("evaluate"), self.config.evaluate
-        for prompt in self.held_out:
+        for prompt in self.divided.prompts("held_out"):
             plan.kinds["respond"].add(2 * section.samples)
-            plan.kinds["likelihood"].add(2)
+            plan.kinds["likelihood"].add(3)
             plan.new_tokens += 2 * section.samples * (section.max_tokens or self.config.respond.max_tokens)
             if section.judge:
                 self._judge(plan, prompt, section.samples, section.samples)
@@ -135,7 +142,7 @@ class Planner:
 
     def examples(self) -> list[dict[str, str]]:
         """Return three prompts as they will be sent: to the policy, for a critique, and to the judge."""
-        prompt = self.train[0]
+        prompt = next(self.divided.prompts("train"))
         shown = [("respond", opening(prompt, self.config.respond.system))]
         principle = next((p for p in self.bench.principles if p.critique), None)
         if principle is not None:
@@ -166,18 +173,13 @@ def plan(config: RunConfig, near: Path | None, *, device: str = "cpu") -> dict[s
     seconds = new / _TOKENS_PER_S[device] + read / _PREFILL_PER_S[device]
     return {
         "config": config.model_dump(mode="json"),
-        "prompts": {
-            "read": planner.read.n_read,
-            "duplicates_folded": planner.read.n_duplicates,
-            "leaks_dropped": planner.leaks,
-            "train": len(planner.train),
-            "held_out": len(planner.held_out),
-        },
+        "prompts": planner.divided.counts,
         "phases": [{"name": p.name, **{k: [c.least, c.most] for k, c in p.kinds.items()}} for p in phases],
         "requests": [sum(c.least for p in phases for c in p.kinds.values()), most],
         "tokens_at_most": {"generated": new, "read": read},
         "disk_mb_at_most": round(most * _BYTES_PER_CALL / 1e6 + new * 12 / 1e6, 1),
         "generation_minutes_at_most": {"device": device, "minutes": round(seconds / 60, 1)},
+        "kept": forecast(config, near),
         "options": list(OPTIONS),
         "examples": planner.examples(),
     }

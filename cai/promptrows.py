@@ -87,21 +87,27 @@ def from_hh(row: dict[str, Any], domain: str | None = None) -> Prompt:
 
 
 def _transcript(text: str) -> tuple[Message, ...]:
-    """Return a transcript's turns up to the last of the human. Neighbouring turns of one speaker are one message."""
+    """Return a transcript's turns up to the last of the human."""
+    turns = hh_turns(text, "chosen")
+    if turns[-1][0] == "assistant":
+        turns.pop()
+    if not turns[-1][1]:
+        raise Malformed("found a last Human turn without text in 'chosen', expected what the human asked")
+    return tuple(Message(role=role, content=said) for role, said in turns)
+
+
+def hh_turns(text: str, where: str) -> list[tuple[Role, str]]:
+    """Return a transcript's turns as (role, text). Neighbouring turns of one speaker are one. Raises Malformed."""
     before, *parts = _TURN.split("\n\n" + text.lstrip("\n"))
     if before or parts[:1] != ["Human"]:
-        raise Malformed(f"found {quoted(text.strip())} in 'chosen', expected a transcript that begins '\\n\\nHuman: '")
+        raise Malformed(f"found {quoted(text.strip())} in '{where}', expected a transcript that begins '\\n\\nHuman: '")
     turns: list[tuple[Role, str]] = []
     for speaker, said in zip(parts[::2], parts[1::2], strict=True):
         role: Role = "user" if speaker == "Human" else "assistant"
         if turns and turns[-1][0] == role:
             said = f"{turns.pop()[1]}\n\n{said.strip()}"
         turns.append((role, said.strip()))
-    if turns[-1][0] == "assistant":
-        turns.pop()
-    if not turns[-1][1]:
-        raise Malformed("found a last Human turn without text in 'chosen', expected what the human asked")
-    return tuple(Message(role=role, content=said) for role, said in turns)
+    return turns
 
 
 def _conversation(found: Any, where: str) -> tuple[Message, ...]:

@@ -102,7 +102,7 @@ def iter_jsonl(
     when the file ends, or at the 20th.
     """
     read = from_hh if hh else from_row
-    yield from _convert(islice(_lines(path), limit), lambda line: read(parse_json(line), domain))
+    yield from _convert(islice(lines(path), limit), lambda line: read(parse_json(line), domain))
 
 
 def _convert(rows: Iterable[_Row], read: Callable[[Any], Prompt]) -> Iterator[Prompt]:
@@ -121,7 +121,7 @@ def _convert(rows: Iterable[_Row], read: Callable[[Any], Prompt]) -> Iterator[Pr
         raise UserError("\n".join(problems))
 
 
-def _lines(path: Path) -> Iterator[_Row]:
+def lines(path: Path) -> Iterator[_Row]:
     """Yield (file:line, bytes) for each line that is not blank."""
     try:
         with _opened(path) as stream:
@@ -187,13 +187,22 @@ def split(prompts: Iterable[Prompt], held_out: float | int, salt: str = "") -> t
     A float is a share: each prompt's side depends on nothing but itself and `salt`. A whole number takes exactly that
     many (all, if there are fewer), those with the lowest hashes; then an added prompt may move at most one other.
     """
-    ranked = [(canon.unit_interval("split", salt, prompt.id), prompt) for prompt in prompts]
+    ranked = [(_lot(prompt, salt), prompt) for prompt in prompts]
     if isinstance(held_out, int):
         chosen = {prompt.id for _, prompt in sorted(ranked, key=lambda pair: pair[0])[:held_out]}
     else:
         chosen = {prompt.id for place, prompt in ranked if place < held_out}
     train = [prompt for _, prompt in ranked if prompt.id not in chosen]
     return train, [prompt for _, prompt in ranked if prompt.id in chosen]
+
+
+def is_held_out(prompt: Prompt, share: float, salt: str = "") -> bool:
+    """Return on which side of `split` by a share a prompt lies."""
+    return _lot(prompt, salt) < share
+
+
+def _lot(prompt: Prompt, salt: str) -> float:
+    return canon.unit_interval("split", salt, prompt.id)
 
 
 def overlaps(

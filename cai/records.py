@@ -2,11 +2,12 @@
 
     Prompt → Response → Critique → Revision ┐
                   └────────────────────────→ Comparison → Judgment ┐
-                                                          Override ┴→ settle → PreferencePair
+                          Draw → ReviewItem → Vote (Reveal, Withdrawal) → Override ┴→ settle → PreferencePair
 
 Every record is frozen, refuses unknown fields, and is identified by the hash of its content (`cai.canon`), in which
 the ids of its parents stand and time does not. Written text (Prompt to Comparison) is kept in the store's `records`;
-what somebody decided (Judgment, Override) in its ledger; a PreferencePair is derived and never kept.
+what somebody decided (Judgment, Override, and the events of a review) in its ledger; a PreferencePair is derived and
+never kept.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ Arm = Literal["a", "b"]
 Order = Literal["ab", "ba"]
 Verdict = Literal["a", "b", "tie", "not_applicable", "refused", "invalid"]
 Label = Literal["a", "b", "tie"]
+Choice = Literal["a", "b", "tie", "both_bad", "cannot_judge", "skip"]
+Queue = Literal["estimate", "value", "proposed", "practice", "gold"]
 
 
 class Record(BaseModel):
@@ -38,7 +41,9 @@ class Record(BaseModel):
     @cached_property
     def id(self) -> str:
         """The content id of this record."""
-        return canon.content_id(self.tag, self.model_dump(mode="json", exclude=set(self.outside_id) or None))
+        if not self.outside_id:
+            return canon.id_of_json(self.tag, self._body)
+        return canon.content_id(self.tag, self.model_dump(mode="json", exclude=set(self.outside_id)))
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a validated copy with fields changed, which has an id of its own."""
@@ -51,6 +56,10 @@ class Record(BaseModel):
 
     def body(self) -> bytes:
         """Return the canonical JSON the store keeps."""
+        return self._body
+
+    @cached_property
+    def _body(self) -> bytes:
         return canon.dumps(self.model_dump(mode="json"))
 
 
@@ -171,12 +180,41 @@ class Question(Record):
     template_id: str
     """Content id of the comparison template; empty for a check."""
     mode: str
-    """How it was judged: `logprob`, `cot` or `check`."""
+    """How it was judged: `logprob`, `cot`, `score`, `rubric`, `reward_model`, `panel` or `check`."""
     judge: str
-    """Identity of the judging model (name and revision); `code` for a check."""
+    """Identity of the judging model (name and revision), of every member for a panel; `code` for a check."""
 
 
-class Judgment(Record):
+class Part(BaseModel):
+    """One reading of several that a judgment rests on: a sample, a graded answer, a proposition, a panel's member."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+    """What was read, such as `sample 2`, `a`, `b/3` (the third proposition on arm b) or a member of a panel."""
+    call_key: str | None
+    """The request key of the call it was read from; None where there was none to make."""
+    reply_id: str | None
+    """Content id of that call's reply."""
+    value: float | None
+    """Mode `cot` and panels: probability that arm a is better. `score`: the expected score, 1 to 9. `rubric`:
+    probability of yes. `reward_model`: the reward. None where it could not be read."""
+    reason: str | None = None
+    """Why it could not be read, in a word; None otherwise."""
+    prior: float | None = None
+    """As in Judgment, of this reading alone."""
+
+
+class Event(Record):
+    """Something decided; the ledger files it under its subject, the comparison it is about."""
+
+    @property
+    def subject(self) -> str:
+        """What it is about: a comparison's id; empty for what is about the whole run."""
+        return str(getattr(self, "comparison_id", ""))
+
+
+class Judgment(Event):
     """One decision: one comparison, one principle, one order of presentation."""
 
     tag = "judgment"
@@ -188,7 +226,8 @@ class Judgment(Record):
     order: Order
     """Which arm stood first: `ab` showed arm a as answer A."""
     call_key: str | None
-    """The request key of the call that decided; None where a programmatic check decided."""
+    """The request key of the call that decided, the first one where there are `parts`; None where a programmatic
+    check decided."""
     reply_id: str | None
     """Content id of that call's reply, so that the chained ledger also vouches for what the model said."""
     verdict: Verdict
@@ -199,6 +238,11 @@ class Judgment(Record):
     """Why the verdict is invalid or refused, in a word an auditor can group by; None otherwise."""
     flag: str | None = None
     """What looked like an attempt to steer the judge from inside an answer; None where nothing did."""
+    prior: float | None = None
+    """Log-odds (nats) of the first letter that were taken off, since the judge gives them to it on pairs without
+    content too; None where nothing was taken off."""
+    parts: tuple[Part, ...] = ()
+    """The readings it was put together from, where there are several; how far they differ stands in them."""
 
     @property
     def usable(self) -> bool:
@@ -206,7 +250,7 @@ class Judgment(Record):
         return self.p_a is not None
 
 
-class Override(Record):
+class Override(Event):
     """A person's label for a comparison. It is appended, never edited; the latest one holds."""
 
     tag = "override"
@@ -223,12 +267,158 @@ class Override(Record):
     blind: bool
     """Whether the author had not seen the judge's verdict."""
     supersedes: str | None = None
-    """Id of the override of this comparison that held before; None for the first."""
+    """Id of the override of this comparison that came before; None for the first."""
+    votes: tuple[str, ...] = ()
+    """Ids of the votes it follows from; empty where its author decided outright, which no vote then changes."""
     time: str
     """When, UTC, ISO 8601."""
 
 
-Decision = Judgment | Override
+class Draw(Event):
+    """One drawing of comparisons for review, with all that is needed to weight what people say of them."""
+
+    tag = "draw"
+    outside_id = frozenset({"time"})
+
+    seed: int
+    """Decides what is drawn."""
+    author: str
+    """Who had it drawn."""
+    number: int = Field(ge=1)
+    """Which drawing of this run, from 1."""
+    population: int = Field(ge=0)
+    """Comparisons that could be drawn."""
+    population_id: str
+    """Content id of their sorted ids."""
+    strata: dict[str, int]
+    """Comparisons of the population in each stratum; every comparison is in exactly one."""
+    queues: dict[str, int]
+    """Items drawn into each queue."""
+    time: str
+    """When, UTC, ISO 8601."""
+
+
+class GoldPair(BaseModel):
+    """A pair whose better answer is known beforehand."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: tuple[Message, ...]
+    """The conversation."""
+    a: str
+    """One answer."""
+    b: str
+    """The other answer."""
+    expect: Label
+    """The better one."""
+    why: str = ""
+    """What a reviewer is told who votes otherwise in the practice round."""
+
+
+class ReviewItem(Event):
+    """One place in a review queue: a comparison (or a gold pair) put before reviewers."""
+
+    tag = "review_item"
+
+    draw_id: str
+    """The drawing it comes from."""
+    queue: Queue
+    """`estimate`: at random from the whole population; `value`: at random within strata where a look pays;
+    `proposed`: like a pair that was overridden; `practice` and `gold`: the answer is known."""
+    comparison_id: str
+    """The comparison; for a gold pair the content id of its texts."""
+    principle_id: str | None
+    """The one principle that is asked about; None asks which answer is better on the whole."""
+    stratum: str
+    """Its stratum in the population."""
+    inclusion: float | None = Field(gt=0, le=1)
+    """Probability with which it entered its queue; None where it was not drawn by chance."""
+    repeats: str | None = None
+    """Id of the item that it puts a second time, sides swapped; None for a first time."""
+    gold: GoldPair | None = None
+    """The pair and its better answer, for `practice` and `gold`."""
+
+
+class Vote(Event):
+    """What one reviewer said of one item."""
+
+    tag = "vote"
+    outside_id = frozenset({"time", "duration_s"})
+
+    item_id: str
+    """The item."""
+    comparison_id: str
+    """What it shows, as in the item."""
+    reviewer: str
+    """Who voted."""
+    number: int = Field(ge=1)
+    """Which of this reviewer's votes in this run, from 1."""
+    choice: Choice
+    """The better arm (not side), `tie`, `both_bad`, `cannot_judge`, or `skip` (shown again at the end)."""
+    shown: Order
+    """Which arm stood on the left: `ab` showed arm a there."""
+    confidence: int | None = Field(default=None, ge=1, le=3)
+    """1 unsure, 2 fairly sure, 3 sure; None where it was not said."""
+    reason: str = ""
+    """Why, in the reviewer's words."""
+    blind: bool
+    """Whether the judge's verdict had not been shown to this reviewer here before."""
+    imported: str | None = None
+    """Where it was cast, if not here: `label-studio`, `argilla`, `csv`, ...."""
+    time: str
+    """When, UTC, ISO 8601."""
+    duration_s: float | None = None
+    """From showing the item to the vote, in seconds; None where it was not measured."""
+
+
+class Withdrawal(Event):
+    """Takes a vote or an override back. Nothing is removed: what is withdrawn stays on record."""
+
+    tag = "withdrawal"
+    outside_id = frozenset({"time"})
+
+    comparison_id: str
+    """What it is about."""
+    withdraws: str
+    """Id of the vote or override."""
+    author: str
+    """Who took it back."""
+    reason: str = ""
+    """Why."""
+    time: str
+    """When, UTC, ISO 8601."""
+
+
+class Reveal(Event):
+    """The judge's verdict was shown to a reviewer; later votes of theirs on this comparison are not blind."""
+
+    tag = "reveal"
+    outside_id = frozenset({"time"})
+
+    comparison_id: str
+    """What was shown."""
+    item_id: str
+    """On which item."""
+    reviewer: str
+    """To whom."""
+    time: str
+    """When, UTC, ISO 8601."""
+
+
+class Seal(Event):
+    """What the rest of the store held when a session ended, so that the chained ledger vouches for all of it."""
+
+    tag = "seal"
+
+    number: int = Field(ge=1)
+    """Which seal of this run, from 1."""
+    rows: dict[str, int]
+    """Rows per table; empty where a new session opened the store for writing again."""
+    digest: str | None
+    """Content id of the seal file, which lists every row's hash; None where the store was opened again."""
+
+
+Decision = Judgment | Override | Withdrawal
 
 State = Literal["failed", "overridden", "refused", "invalid", "abstained", "tied", "filtered", "kept"]
 STATES: tuple[State, ...] = ("failed", "overridden", "refused", "invalid", "abstained", "tied", "filtered", "kept")
@@ -260,9 +450,9 @@ class PreferencePair(BaseModel):
     """Who had the last word."""
 
 
-RECORD_TYPES: dict[str, type[Record]] = {
-    t.tag: t for t in (Prompt, Response, Critique, Revision, Comparison, Question, Judgment, Override)
-}
+_WRITTEN = (Prompt, Response, Critique, Revision, Comparison, Question)
+_DECIDED = (Judgment, Override, Draw, ReviewItem, Vote, Withdrawal, Reveal, Seal)
+RECORD_TYPES: dict[str, type[Record]] = {t.tag: t for t in (*_WRITTEN, *_DECIDED)}
 
 
 def parse(tag: str, body: str | bytes) -> Any:

@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,12 +23,15 @@ from typing import Any, NamedTuple
 from jinja2 import StrictUndefined, TemplateError, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from cai import canon
+from cai import canon, shipped
 from cai.errors import UserError
 from cai.records import Message, Role
 
-NAMES = ("critique", "revision", "judgment", "reasoning")
+NAMES = ("critique", "revision", "judgment", "reasoning", "score", "rubric", "canary")
 """The templates a folder must hold, each `<name>.jinja`."""
+
+FENCE_KEY = ".cai-fence-key"
+"""The file beside the runs that makes their fences."""
 
 _MARKER = re.compile(r"<<(?=\s*(?:end\s+)?(?:answer|conversation)\b)", re.IGNORECASE)
 
@@ -111,12 +115,18 @@ class Templates:
     """The templates of one folder."""
 
     def __init__(self, folder: Path) -> None:
-        env = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         self.folder = folder
-        self.by_name = {name: self._read(folder, name, env) for name in NAMES}
+        self.by_name = {name: self._read(folder, name) for name in NAMES}
+
+    def replaced(self, folder: Path) -> Templates:
+        """Return these templates, with those that `folder` has in their place."""
+        other = copy(self)
+        theirs = [name for name in NAMES if (folder / f"{name}.jinja").exists()]
+        other.by_name = self.by_name | {name: self._read(folder, name) for name in theirs}
+        return other
 
     @staticmethod
-    def _read(folder: Path, name: str, env: ImmutableSandboxedEnvironment) -> Template:
+    def _read(folder: Path, name: str) -> Template:
         path = folder / f"{name}.jinja"
         try:
             source = path.read_text(encoding="utf-8")
@@ -124,7 +134,13 @@ class Templates:
             raise UserError(f"{path}: no such template; a templates folder holds {', '.join(NAMES)} (.jinja)") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 at byte {error.start}; save the template as UTF-8") from error
+        env = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         return Template(name, source, env, str(path))
+
+    def also(self, name: str) -> Template:
+        """Return a template that no run needs: this folder's own, or else the shipped one."""
+        own = (self.folder / f"{name}.jinja").exists()
+        return self._read(self.folder if own else shipped.root() / "prompts", name)
 
     def __getitem__(self, name: str) -> Template:
         return self.by_name[name]
@@ -153,7 +169,7 @@ class Fence:
     @classmethod
     def beside(cls, run_dir: Path) -> Fence:
         """Return the fence whose key is kept in the folder that holds `run_dir`, making the key if there is none."""
-        path = run_dir.resolve().parent / ".cai-fence-key"
+        path = run_dir.resolve().parent / FENCE_KEY
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             return cls(path.read_bytes())

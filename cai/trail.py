@@ -21,7 +21,7 @@ from cai.engine.model import Reply
 from cai.errors import UserError
 from cai.records import Comparison, Decision, Prompt, Question, Response, Revision, parse
 from cai.stages.admit import Accounting, Admission, Arms, Gate
-from cai.stages.judge import ORDERS, Bench
+from cai.stages.judge import Bench, Seat
 from cai.stages.settle import Asked, Settled, settle
 from cai.store import ledger, schema
 from cai.store.store import find_replies
@@ -81,6 +81,7 @@ class RunView:
             fence=Fence(b"reading"),
             judge_identity=self.manifest["models"]["judge"],
             seed=self.config.run.seed,
+            seats=tuple(Seat(mode, identity) for mode, identity in self.manifest["models"].get("judges", ())),
         )
 
     # -- records -----------------------------------------------------------------------------------------------------
@@ -141,12 +142,11 @@ class RunView:
         """The names of the phases that have begun, in order, without the evaluation."""
         return list(self.manifest["phases"])
 
-    def due(self, comparison: Comparison, domain: str) -> dict[str, Asked]:
-        """Return the questions due on a comparison under the run's constitution."""
-        asked = {}
-        for principle in self.bench.chosen(comparison, domain):
-            orders = ("ab",) if principle.check is not None else ORDERS
-            asked[self.bench.question(principle).id] = Asked(principle.id, principle.weight, orders)
+    def due(self, comparison: Comparison, domain: str, bench: Bench | None = None) -> dict[str, Asked]:
+        """Return the questions due on a comparison under the run's constitution, or under that of another bench."""
+        bench, asked = bench or self.bench, {}
+        for principle in bench.chosen(comparison, domain):
+            asked[bench.question(principle).id] = Asked(principle.id, principle.weight, bench.orders(principle))
         return asked
 
     def ended(self, phase: str, *, side: str = "train") -> Iterator[Ended]:

@@ -361,7 +361,8 @@ def test_the_schema_describes_every_key() -> None:
     schema = constitution.json_schema()
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     objects = {"": schema, **schema["$defs"]}
-    assert set(objects) == {"", "Principle", "Check", "PairTest", "ResponseTest"}
+    origins = {"Origin", "PrincipleOrigin", "Around"}
+    assert set(objects) == {"", "Principle", "Check", "PairTest", "Proposition", "ResponseTest"} | origins
     for name, part in objects.items():
         assert part["additionalProperties"] is False, name
         assert all(value.get("description") for value in part["properties"].values()), name

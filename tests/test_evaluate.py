@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai import constitution
-from cai.evaluate import answers, collapse, intervals, judging, likelihoods, measure, reliability, texts, winning
+from cai import constitution, texts
+from cai.evaluate import answers, collapse, intervals, judging, likelihoods, measure, reliability, winning
 from cai.evaluate.answers import Answered
 from cai.evaluate.intervals import LEAST_CLUSTERS, difference, estimate, mean, quantile, ratio, wilson
 from cai.records import Judgment, Message, Prompt, Response

@@ -26,6 +26,8 @@ LAYERS: dict[str, int] = {
     "templates": 1,
     "promptrows": 1,
     "promptset": 1,
+    "fewshot": 1,
+    "texts": 1,
     # L2 outside
     "engine": 2,
     "store": 2,
@@ -38,14 +40,20 @@ LAYERS: dict[str, int] = {
     "trail": 4,
     "pairs": 4,
     "evaluate": 4,
+    "assay": 4,
+    "review": 4,
+    "audit": 4,
     "report": 4,
+    "cards": 4,
     "doctor": 4,
     # L5 conductor
     "executors": 5,
     "pipeline": 5,
     "plan": 5,
+    "workshop": 5,
     # L6 doors
     "cli": 6,
+    "view": 6,
 }
 HEAVY = {
     "torch",
@@ -68,11 +76,17 @@ HEAVY = {
 MAY_BE_HEAVY = (
     "train/",
     "engine/local.py",
+    "engine/reward.py",
     "engine/tokens.py",
     "engine/forking.py",
     "model/",
     "executors/ray",
+    "evaluate/ladder.py",
+    "evaluate/lengths.py",
     "view/",
+    "assay/curves.py",
+    "assay/effects.py",
+    "audit/frames.py",
 )
 UP_FOR_TYPES = {("pipeline/evaluation.py", "cai.pipeline.conduct")}
 

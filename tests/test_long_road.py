@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cai import evaluate
 from cai.manifest import now
 from cai.records import Override
 from cai.store import ledger, schema
@@ -70,6 +71,15 @@ def test_held_out_prompts_are_answered_by_both_policies_and_by_no_other_phase(sa
         for arm in ("before", "after"):
             assert len(run.records(f"evaluate/{arm}", prompt.id)["response"]) == 2
         assert not run.records("sl", prompt.id) and not run.records("rl", prompt.id)
+
+
+def test_the_last_answers_are_weighed_against_the_first_policys_own(said: dict) -> None:
+    measured = evaluate.measure(RunView(said["run"]))
+    likely = measured["likelihood"]
+    assert likely["before_under_before"]["n_prompts"] == likely["after_under_before"]["n_prompts"] > 5
+    gap = likely["after_under_before"]["value"] - likely["before_under_before"]["value"]
+    assert likely["change_under_before"]["value"] == pytest.approx(gap)
+    assert "log-likelihood" in [sign["name"] for sign in measured["collapse"]["signs"]]
 
 
 def test_the_report_stands_alone(said: dict) -> None:

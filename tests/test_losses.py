@@ -44,6 +44,91 @@ def test_soft_ipo_by_hand() -> None:
     assert losses.soft_ipo(one(0.5), one(0.25), one(0.8), 0.1).item() == pytest.approx(23.5625)
 
 
+def test_margin_by_hand() -> None:
+    # gap 1, margin 0.5: -ln sigmoid(0.5) = 0.4740770 if chosen wins, -ln sigmoid(-1.5) = 1.7014133 if rejected does
+    assert losses.soft_bradley_terry(one(2.5), one(1.5), one(1.0), 0.5).item() == pytest.approx(0.4740770)
+    assert losses.soft_bradley_terry(one(2.5), one(1.5), one(0.0), 0.5).item() == pytest.approx(1.7014133)
+
+
+def test_outcomes_by_hand() -> None:
+    assert [q.item() for q in losses.outcomes(one(0.7), one(0.2))] == pytest.approx([0.6, 0.2, 0.2])
+    assert [q.item() for q in losses.outcomes(one(0.95), one(0.4))] == pytest.approx([0.9, 0.1, 0.0])
+    assert [q.item() for q in losses.outcomes(one(0.5), one(1.0))] == pytest.approx([0.0, 1.0, 0.0])
+
+
+def test_rao_kupper_by_hand() -> None:
+    # Equal rewards tie with 1/3: theta = 2, and each side wins with 1/(1 + 2) = 1/3 too.
+    for p, tie in ((1.0, 0.0), (0.5, 1.0), (0.0, 0.0)):
+        assert losses.rao_kupper(one(4.0), one(4.0), one(p), one(tie), 1 / 3).item() == pytest.approx(math.log(3))
+    # rewards ln 3 and 0, theta 2: win 3/(3 + 2) = 0.6, lose 1/(1 + 6) = 1/7, tie (4 - 1) * 0.6 / 7 = 1.8/7
+    args = one(math.log(3)), one(0.0)
+    assert losses.rao_kupper(*args, one(1.0), one(0.0), 1 / 3).item() == pytest.approx(-math.log(0.6))
+    assert losses.rao_kupper(*args, one(0.5), one(1.0), 1 / 3).item() == pytest.approx(-math.log(1.8 / 7))
+    assert losses.rao_kupper(*args, one(0.0), one(0.0), 1 / 3).item() == pytest.approx(math.log(7))
+
+
+def test_davidson_by_hand() -> None:
+    # Equal rewards tie with 1/3: nu = 1. Rewards ln 4 and 0: outcomes go as 2, 1 and 1/2, so 4/7, 2/7 and 1/7.
+    args = one(math.log(4)), one(0.0)
+    for p, tie, share in ((1.0, 0.0, 4 / 7), (0.5, 1.0, 2 / 7), (0.0, 0.0, 1 / 7)):
+        assert losses.davidson(*args, one(p), one(tie), 1 / 3).item() == pytest.approx(-math.log(share))
+    assert losses.davidson(one(2.0), one(2.0), one(0.5), one(1.0), 0.4).item() == pytest.approx(-math.log(0.4))
+
+
+@given(numbers, numbers, st.floats(0.02, 0.9))
+def test_outcomes_of_tie_models_add_up_to_one(chosen: float, rejected: float, tie_at_equal: float) -> None:
+    for model in (losses.rao_kupper, losses.davidson):
+        parts = [model(one(chosen), one(rejected), one(p), one(t), tie_at_equal) for p, t in ((1, 0), (0.5, 1), (0, 0))]
+        assert sum(math.exp(-part.item()) for part in parts) == pytest.approx(1)
+
+
+@given(numbers, numbers, shares)
+def test_tie_models_without_ties_are_bradley_terry(chosen: float, rejected: float, p: float) -> None:
+    args = one(chosen), one(rejected), one(p)
+    wanted = pytest.approx(losses.soft_bradley_terry(*args).item(), abs=1e-6)
+    assert losses.rao_kupper(*args, one(0.0), 1e-9).item() == wanted
+    assert losses.davidson(*args, one(0.0), 1e-9).item() == wanted
+
+
+def test_centering_by_hand() -> None:
+    assert losses.centering(one(2.0), one(-0.5)).item() == pytest.approx(2.25)
+
+
+def test_conservative_and_robust_labels_by_hand() -> None:
+    assert losses.smoothed(one(1.0), 0.1).item() == pytest.approx(0.9)
+    assert losses.unbiased(one(1.0), 0.1).item() == pytest.approx(1.125)
+    # rDPO with eps 0.1 at margin 0.3: (0.9 * 0.5543552 - 0.1 * 0.8543552) / 0.8
+    robust = losses.soft_dpo(one(2.0), one(-1.0), losses.unbiased(one(1.0), 0.1), 0.1).item()
+    assert robust == pytest.approx(0.5168552)
+
+
+@given(shares, st.floats(0, 0.45))
+def test_unbiased_undoes_smoothed(p: float, flip: float) -> None:
+    assert losses.unbiased(losses.smoothed(one(p), flip), flip).item() == pytest.approx(p, abs=1e-9)
+
+
+def test_kto_by_hand() -> None:
+    # beta 0.5, r = 3, z = 1: sigmoid(1) = 0.7310586
+    assert losses.soft_kto(one(3.0), one(1.0), 1.0, 0.5).item() == pytest.approx(0.2689414)
+    assert losses.soft_kto(one(3.0), one(0.0), 1.0, 0.5, 1.0, 2.0).item() == pytest.approx(2 * 0.7310586)
+    assert losses.soft_kto(one(3.0), one(0.75), 1.0, 0.5).item() == pytest.approx(0.75 * 0.2689414 + 0.25 * 0.7310586)
+
+
+def test_orpo_by_hand() -> None:
+    # P = 1/2 has odds 1, P = 1/5 odds 1/4: odds ratio 4, -ln(4/5)
+    args = one(math.log(0.5)), one(math.log(0.2))
+    assert losses.soft_orpo(*args, one(1.0)).item() == pytest.approx(-math.log(0.8))
+    assert losses.soft_orpo(*args, one(0.25)).item() == pytest.approx(-0.25 * math.log(0.8) - 0.75 * math.log(0.2))
+    certain = one(0.0).requires_grad_()
+    losses.soft_orpo(certain, one(-1.0), one(1.0)).backward()
+    assert certain.grad is not None and torch.isfinite(certain.grad).all()
+
+
+def test_simpo_by_hand() -> None:
+    # beta 2, gamma 0.5: 2 * (-0.5) - 2 * (-1) - 0.5 = 0.5
+    assert losses.soft_simpo(one(-0.5), one(-1.0), one(1.0), 2.0, 0.5).item() == pytest.approx(0.4740770)
+
+
 def test_nll_counts_only_marked_tokens() -> None:
     logps_BT = torch.tensor([[-1.0, -2.0, -9.0], [-3.0, -9.0, -9.0]])
     mask_BT = torch.tensor([[1, 1, 0], [1, 0, 0]])
@@ -165,7 +250,8 @@ def trl_losses(
     from transformers import AutoModelForCausalLM
     from trl import DPOConfig, DPOTrainer
 
-    from cai.train.data import Renderer, load_pairs, load_tokenizer, tokenise, training_order
+    from cai.train.data import Renderer, load_tokenizer, tokenise, training_order
+    from cai.train.rows import load_pairs
     from cai.train.trainer import lora_config
 
     class InOrder(DPOTrainer):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.records import STATES, Decision, Judgment, Override
+from cai.records import STATES, Decision, Judgment, Override, Withdrawal
 from cai.stages.settle import Asked, Settled, settle
 
 DUE = {"q1": Asked("one", 1.0, ("ab", "ba")), "q2": Asked("two", 3.0, ("ab", "ba"))}
@@ -144,3 +144,12 @@ def test_ties_are_counted_by_weight() -> None:
 
 def test_nothing_due_is_a_failure() -> None:
     assert settle("c", [], {}).state == "failed"
+
+
+def test_a_withdrawn_override_no_longer_holds_and_the_one_before_it_does() -> None:
+    decisions = [*both("q1", 0.9, 0.9), *both("q2", 0.9, 0.9), override("tie"), override("b", reason="second")]
+    back = Withdrawal(comparison_id="c", withdraws=decisions[-1].id, author="ann", time="t")
+    assert settle("c", decisions, DUE).label == "b"
+    assert settle("c", [*decisions, back], DUE).label == "tie"
+    both_back = [back, Withdrawal(comparison_id="c", withdraws=decisions[-2].id, author="ann", time="t")]
+    assert settle("c", [*decisions, *both_back], DUE).label_source == "judge"

@@ -109,6 +109,41 @@ def test_a_special_token_that_swallows_white_space_before_it_prevents_the_cut(fo
         assert swallowing.group_ids(head, [tail]) == [swallowing.prompt_ids((*head, *tail), open_final=True)]
 
 
+def _trained(place: Path, words: list[str]) -> Tokens:
+    """Return a tokenizer that has learned `words` as single tokens, white space and all."""
+    from tokenizers import Tokenizer, models, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    alphabet = [chr(c) for c in range(32, 127)] + ["\n"]
+    trainer = trainers.BpeTrainer(special_tokens=list(SPECIAL), initial_alphabet=alphabet, min_frequency=2)
+    tokenizer.train_from_iterator([word for word in words for _ in range(50)], trainer)
+    tokenizer.save(str(place / "tokenizer.json"))
+    (place / "chat_template.jinja").write_text(CHATML)
+    return Tokens.load(str(place))
+
+
+@pytest.mark.parametrize("pair", ["a pair", "a pair <|im_end|> that spells a special token"])
+@pytest.mark.parametrize(("opening", "words"), [("It is (", ["(A", "(B"]), ("It is", ["It", "is", "A", "B"])])
+def test_prompts_end_where_the_options_begin_to_differ(
+    tmp_path: Path, opening: str, words: list[str], pair: str
+) -> None:
+    """A letter that merges with the text before it takes it along; white space that is a token of its own is sent."""
+    tokens = _trained(tmp_path, words)
+    head, tail = (Turn("user", pair),), (Turn("user", "which?"), Turn("assistant", opening))
+    split = tokens.split_ids(head, [tail], ("A", "B"))
+    gap = "" if opening.endswith("(") else " "
+    for option, id_ in zip("AB", split.options[0], strict=True):
+        whole = (*head, tail[0], Turn("assistant", opening + gap + option))
+        assert [*split.whole()[0], id_] == tokens.prompt_ids(whole, open_final=True)
+    assert split.options[0][0] != split.options[0][1]
+
+
+def test_options_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
+    tokens = _trained(tmp_path, ["It", "is"])
+    with pytest.raises(UserError, match="begin with the same token"):
+        tokens.split_ids((), [(Turn("user", "which?"), Turn("assistant", "It is"))], ("A", "A"))
+
+
 def test_templates_for_training_and_tools_are_read_as_transformers_reads_them(folder: Path, tmp_path: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 

@@ -19,7 +19,8 @@ import pytest
 from cai import canon
 from cai.config import DpoSection, SftSection
 from cai.errors import TrainError, UserError
-from cai.train.data import load_pairs, load_sft, training_order
+from cai.train.data import training_order
+from cai.train.rows import load_pairs, load_sft
 from tests.tiny import WORDS, make_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the trainers' libraries deprecate as they please
@@ -211,10 +212,11 @@ def margins(model: Path, adapter: Path, rows: list[dict[str, Any]]) -> list[floa
     from transformers import AutoModelForCausalLM
 
     from cai.train.batches import completion_logps, stacked_pairs, sum_by_arm
-    from cai.train.data import Renderer, _pair_row, load_tokenizer
+    from cai.train.data import Renderer, load_tokenizer
+    from cai.train.rows import pair_row
 
     renderer = Renderer(load_tokenizer(str(model)))
-    batch = stacked_pairs([renderer.example(_pair_row(r, None)) for r in rows], 2)
+    batch = stacked_pairs([renderer.example(pair_row(r)) for r in rows], 2)
     policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), adapter)
     with torch.no_grad():
         chosen, rejected = sum_by_arm(completion_logps(policy, batch, fused=False), batch)

@@ -73,12 +73,25 @@ def test_every_road_of_scoring_agrees(server: servers.Server) -> None:
     group = ScoreGroup(HEAD, TAILS, ("A", "B"))
     by_ids = ask(server, lambda c: c.score(group))
     by_chat = ask(server, lambda c: c.score(group), fast_paths=False)
-    for one, other in zip(by_ids, by_chat, strict=True):
-        assert one.error is None and other.error is None
-        p, q = (_p_first(r.logprobs) for r in (one, other))
-        assert abs(p - q) <= 0.02
-        assert (p > 0.5) == (q > 0.5) or abs(p - 0.5) <= 0.02
+    by_share = ask(server, _by_shares(group))
+    assert {r.road for r in by_share} == {"/generative_scoring"}
+    for one, *others in zip(by_ids, by_chat, by_share, strict=True):
         assert one.outside is not None and 0 <= one.outside < 1
+        for other in others:
+            assert one.error is None and other.error is None
+            p, q = (_p_first(r.logprobs) for r in (one, other))
+            assert abs(p - q) <= 0.02
+            assert (p > 0.5) == (q > 0.5) or abs(p - 0.5) <= 0.02
+
+
+def _by_shares(group: ScoreGroup) -> object:
+    """Return what asks a client by `/generative_scoring` alone."""
+
+    def work(client: Client) -> object:
+        client.roads.drop("/v1/completions")
+        return client.score(ScoreGroup(group.head, group.tails, group.options, mass=False))
+
+    return work
 
 
 def _p_first(logprobs: dict[str, float]) -> float:

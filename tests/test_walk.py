@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -162,9 +163,11 @@ def test_two_processes_on_one_folder(folder: Path) -> None:
         lock = folder / "runs" / "run" / "run.lock"
         while not (lock.exists() and lock.read_text()):
             assert first.poll() is None
+        first.send_signal(signal.SIGSTOP)  # however long the second one takes to start
         second = runs.cai("run", path, "--quiet", check=2)
         assert f"already run by pid {first.pid}" in second.stderr
     finally:
+        first.send_signal(signal.SIGCONT)
         assert first.wait() == 0
     assert runs.run_json(path)["calls"]["made"] == 0
 

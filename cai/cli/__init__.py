@@ -16,8 +16,11 @@ from cai.errors import CaiError
 
 _GROUPS = {
     "start": ("init", "doctor", "model"),
-    "run": ("plan", "run", "status", "pairs", "train", "report", "serve"),
+    "run": ("plan", "run", "status", "watch", "pairs", "data", "train", "reward", "eval", "report", "card", "serve"),
     "edit": ("constitution",),
+    "judge": ("judge",),
+    "check": ("audit", "review"),
+    "look": ("view",),
 }
 _EXIT_INTERRUPTED = 130
 

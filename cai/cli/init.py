@@ -35,6 +35,7 @@ def handle(arguments: argparse.Namespace) -> int:
         "configs/quickstart.yaml": "config.yaml",
         "configs/scripted.yaml": "scripted.yaml",
         "constitutions/quickstart.yaml": "constitutions/quickstart.yaml",
+        "constitutions/constitution.schema.json": "constitutions/constitution.schema.json",
         "prompts/sets/everyday.jsonl": "prompts/sets/everyday.jsonl",
         "prompts/sets/tempting.jsonl": "prompts/sets/tempting.jsonl",
     }

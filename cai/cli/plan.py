@@ -40,6 +40,8 @@ def handle(arguments: argparse.Namespace) -> int:
     say()
     say(table([[p["name"], *(_range(p[k]) for k in KINDS)] for p in made["phases"]], head=("requests", *KINDS)))
     say(f"\nrequests in all: {_range(made['requests'])}")
+    if kept := made["kept"]:
+        say(_kept(kept))
     tokens = made["tokens_at_most"]
     say(f"tokens at most: {tokens['generated']:,} generated, about {tokens['read']:,} read (estimate)")
     say(f"disk at most: {made['disk_mb_at_most']} MB for the store (estimate)")
@@ -48,6 +50,13 @@ def handle(arguments: argparse.Namespace) -> int:
     for example in made["examples"]:
         say(f"\n--- {example['stage']} ---\n{example['text']}")
     return 0
+
+
+def _kept(kept: dict[str, Any]) -> str:
+    """Return what of the requests is answered already and what remains to be asked."""
+    asked = ", ".join(f"{n:,} {kind}" for kind, n in kept["asked"].items() if n) or "none"
+    said = f"kept already, here or in the runs beside it: {sum(kept['reused'].values()):,}; to be asked: {asked}"
+    return said + (f" (up to phase '{kept['phases'][-1]}')" if kept["not_foreseen"] else "")
 
 
 def _range(bounds: list[int]) -> str:

@@ -24,6 +24,9 @@ def add(commands: Any) -> None:
     parser.add_argument("config", help="the run's YAML file")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="override a key of the config")
     parser.add_argument("--accept-changes", action="store_true", help="go on in a folder whose inputs have changed")
+    parser.add_argument(
+        "--verify", action="store_true", help="derive a finished run again from what it kept and compare; no calls"
+    )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     add_json(parser)
     parser.set_defaults(handle=handle)
@@ -35,10 +38,12 @@ def handle(arguments: argparse.Namespace) -> int:
     from cai.cli.terminal import Progress
     from cai.pipeline.conduct import Conductor
     from cai.pipeline.meter import Meter
-    from cai.report import write_report
+    from cai.report import kept_report, write_report
 
     config, near = load_config(arguments.config, arguments.overrides)
     meter = Meter()
+    if arguments.verify:
+        return _verify(arguments, config, near, meter)
     conductor = Conductor(config, near=near, meter=meter, accept_changes=arguments.accept_changes)
     with Progress(meter, quiet=arguments.quiet):
         try:
@@ -47,9 +52,27 @@ def handle(arguments: argparse.Namespace) -> int:
             print(f"cai: interrupted; to go on: {_command(arguments)}", file=sys.stderr)
             return 130
         with meter.stage("report", 1):
-            report = write_report(config.run.dir)
+            report = kept_report(config.run.dir) or write_report(config.run.dir)
     _show(arguments, result, meter, str(report))
     return int(result.exit_code)
+
+
+def _verify(arguments: argparse.Namespace, config: Any, near: Any, meter: Any) -> int:
+    """Derive the run again, show what was checked, and tell by the exit code whether all of it agrees."""
+    from cai.cli.terminal import Progress, say, say_json, table
+    from cai.pipeline.rederive import Rederiving
+
+    rederiving = Rederiving(config, near=near, meter=meter, accept_changes=False)
+    with Progress(meter, quiet=arguments.quiet):
+        found = asyncio.run(rederiving.rederive())
+    if arguments.json:
+        say_json(found)
+    else:
+        say(table([[k, f"{v:,}"] for k, v in found["checked"].items()], head=("checked", "")))
+        for fault in found["faults"]:
+            say(f"fault: {fault}")
+        say(f"\nfaults: {found['n_faults']}")
+    return 1 if found["n_faults"] else 0
 
 
 async def _interruptible(work: Any) -> Any:
@@ -86,13 +109,19 @@ def _show(arguments: argparse.Namespace, result: Any, meter: Any, report: str) -
     for reason, n in counts["filtered_by"].items():
         say(f"    filtered: {reason} {n}")
     say()
-    say(f"calls: {result.calls['made']} made, {result.calls['reused']} reused")
+    say(f"calls: {result.calls['made']} made, {result.calls['reused']} reused{_by_kind(result.by_kind)}")
     for note in meter.notes:
         say(f"note: {note}")
     for line in _headline(result.run):
         say(line)
     say(f"run:    {result.run}")
     say(f"report: {report}")
+
+
+def _by_kind(by_kind: dict[str, dict[str, int]]) -> str:
+    made, reused = by_kind.get("made", {}), by_kind.get("reused", {})
+    told = [f"{kind} {made.get(kind, 0)} made, {reused.get(kind, 0)} reused" for kind in sorted(made | reused)]
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def _headline(run: str) -> list[str]:

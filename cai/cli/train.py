@@ -1,8 +1,10 @@
-"""`cai train`: train the checkpoints of a run whose rows are new or have changed."""
+"""`cai train`: train the checkpoints of a run whose rows are new or have changed, or what a training file asks for."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 from typing import Any
 
 from cai.cli import add_command, add_json
@@ -11,9 +13,14 @@ from cai.cli import add_command, add_json
 def add(commands: Any) -> None:
     """Add the command."""
     parser = add_command(
-        commands, "train", "train a run's checkpoints anew where their rows have changed", "cai train runs/quickstart"
+        commands,
+        "train",
+        "train a run's checkpoints anew where their rows have changed, or train what a training file asks for",
+        "cai train runs/quickstart\n  cai train configs/train/reward.yaml out=checkpoints/rm\n"
+        "  cai train configs/train/reward.yaml --show 3",
     )
-    parser.add_argument("run", help="the run's folder")
+    parser.add_argument("run", help="the run's folder, or a training file (YAML)")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="override a key of the training file")
     parser.add_argument("--phase", help="train this phase even if its rows have not changed")
     parser.add_argument("--show", type=int, metavar="N", help="show N rows as the model reads them, and train nothing")
     add_json(parser)
@@ -21,17 +28,61 @@ def add(commands: Any) -> None:
 
 
 def handle(arguments: argparse.Namespace) -> int:
-    """Set stale checkpoints aside, then go on with the run, which trains what is missing."""
+    """Set stale checkpoints aside, then go on with the run, which trains what is missing; or train the file."""
     from cai.cli.terminal import say, say_json
+    from cai.errors import UserError
+
+    if arguments.run.endswith((".yaml", ".yml")):
+        return _file(arguments)
+    if arguments.overrides:
+        raise UserError(f"'{arguments.overrides[0]}': overrides are for training files; a run keeps its own config")
     from cai.pipeline.retrain import retrain, show
 
     if arguments.show:
-        for text in show(arguments.run, arguments.phase, arguments.show):
-            say(text)
-        return 0
+        return _show(show(arguments.run, arguments.phase, arguments.show), arguments.json)
     result = retrain(arguments.run, arguments.phase)
     if arguments.json:
         say_json(result.as_dict())
     else:
         say(f"trained anew: {', '.join(result.retrained) or 'nothing, every checkpoint is up to date'}")
     return int(result.exit_code)
+
+
+def _file(arguments: argparse.Namespace) -> int:
+    """Train what a training file asks for, in this process."""
+    import threading
+
+    from cai import shipped
+    from cai.cli.terminal import say, say_json
+    from cai.train.run import quiet_libraries, spec_of, train_with
+
+    spec = spec_of(shipped.find(arguments.run), arguments.overrides)
+    if arguments.show:
+        from cai.train.data import show_file
+
+        return _show(show_file(spec["rows"], spec["method"], spec["base"], arguments.show), arguments.json)
+    quiet_libraries()
+
+    def tell(row: dict[str, Any]) -> None:
+        loss = "" if row.get("loss") is None else f"  loss {row['loss']:.4f}"
+        print(f"step {row['step']}/{row['steps']}{loss}  {row.get('eta_s', 0):.0f} s left", file=sys.stderr, flush=True)
+
+    stop = threading.Event()
+    result = train_with(spec, tell, stop)
+    if arguments.json:
+        say_json({"path": str(result.path), "reused": result.reused, "manifest": result.manifest})
+    else:
+        say(f"{'found' if result.reused else 'trained'}: {result.path}")
+        if spec["held_out"] and spec["method"] == "reward":
+            say(f"how good it is: cai reward report {Path(spec['out'])}")
+    return 0
+
+
+def _show(texts: list[str], as_json: bool) -> int:
+    from cai.cli.terminal import say, say_json
+
+    if as_json:
+        say_json(texts)
+    else:
+        say("\n\n".join(texts))
+    return 0

@@ -13,14 +13,19 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import orjson
+
+from cai import canon
 from cai.config import EngineSection
 from cai.engine import scoring
 from cai.engine.model import Generate, Likelihood, Reply, Sampling, ScoreGroup
+from cai.engine.tokens import Split
 from cai.engine.transport import Endpoint
 from cai.errors import EngineError, RejectedError
 from cai.templates import Turn
 
 _CHAT_TOP = 20
+_SHARES, _COMPLETIONS = "/generative_scoring", "/v1/completions"
 
 
 class Tokenizer(Protocol):
@@ -32,12 +37,11 @@ class Tokenizer(Protocol):
         """Return the ids of a conversation, ready for the assistant's turn (or in the middle of its open one)."""
         ...
 
-    def group_ids(self, head: Sequence[Turn], tails: Sequence[Sequence[Turn]]) -> list[list[int]]:
-        """Return the ids of head + tail for every tail; each tail ends in an open assistant turn."""
-        ...
+    def split_ids(self, head: Sequence[Turn], tails: Sequence[Sequence[Turn]], options: Sequence[str] = ()) -> Split:
+        """Return the ids of head + tail for every tail, up to where the options differ, and their tokens there.
 
-    def option_ids(self, tail: Sequence[Turn], options: Sequence[str]) -> list[int]:
-        """Return the first token by which each option continues the open turn. Raises UserError if two agree."""
+        Each tail ends in an open assistant turn. Raises UserError where two options begin with the same token.
+        """
         ...
 
     def answer_ids(self, text: str) -> list[int]:
@@ -63,6 +67,7 @@ class Client:
         self._settings = settings
         self._tokens = tokenizer
         self._by_ids = tokenizer is not None and settings.fast_paths
+        self.roads = scoring.Roads((_SHARES, _COMPLETIONS))
 
     async def generate(self, request: Generate) -> Reply:
         """Return one continuation. Raises RejectedError where the prompt leaves no room in the context."""
@@ -72,7 +77,7 @@ class Client:
         else:
             ids = self._tokens.prompt_ids(request.turns, open_final=False)
             self._fits(len(ids), request.sampling.max_tokens)
-            path, payload = "/v1/completions", {"prompt": ids}
+            path, payload = _COMPLETIONS, {"prompt": ids}
         payload |= {"model": self.name, "seed": request.seed, **_sampling(request.sampling)}
         answer, attempts, seconds = await endpoint.post(path, payload)
         try:
@@ -88,7 +93,10 @@ class Client:
         endpoint = self._pick(group.head)
         if self._by_ids:
             return await self._score_by_ids(group, endpoint)
-        return list(await asyncio.gather(*(self._score_by_chat(group, i, endpoint) for i in range(len(group.tails)))))
+        # The first one leads: when it is answered its beginning is cached, and the others follow.
+        leader, *others = range(len(group.tails))
+        first = await self._score_by_chat(group, leader, endpoint)
+        return [first, *await asyncio.gather(*(self._score_by_chat(group, i, endpoint) for i in others))]
 
     async def likelihood(self, request: Likelihood) -> Reply:
         """Return the log-likelihood of an answer; a reply with `error` where only chat completions can be asked."""
@@ -105,48 +113,84 @@ class Client:
             "temperature": 0,
             "prompt_logprobs": 0,
         }
-        answer, attempts, seconds = await endpoint.post("/v1/completions", payload)
+        answer, attempts, seconds = await endpoint.post(_COMPLETIONS, payload)
         try:
             reply = scoring.likelihood(scoring.choices(answer, 1)[0], len(answer_ids))
         except scoring.Unreadable as error:
             reply = Reply(error=str(error))
         said = scoring.usage(answer) | {"n_completion": len(answer_ids)}
-        return self._signed(reply, "/v1/completions", endpoint, attempts, seconds, said)
+        return self._signed(reply, _COMPLETIONS, endpoint, attempts, seconds, said)
 
     # -- scoring roads -----------------------------------------------------------------------------------------------
 
     async def _score_by_ids(self, group: ScoreGroup, endpoint: Endpoint) -> list[Reply]:
         assert self._tokens is not None
-        prompts = self._tokens.group_ids(group.head, group.tails)
-        replies: list[Reply | None] = [None if self._room(len(ids), 1) else Reply(error="too_long") for ids in prompts]
+        prompts = self._tokens.split_ids(group.head, group.tails, group.options)
+        lengths = [len(prompts.shared) + len(rest) for rest in prompts.rests]
+        replies: list[Reply | None] = [None if self._room(n, 1) else Reply(error="too_long") for n in lengths]
         open_places = [i for i, reply in enumerate(replies) if reply is None]
         # Tails whose options start with the same tokens travel together; as a rule that is all of them.
-        for option_ids, places in itertools.groupby(
-            open_places, key=lambda i: tuple(self._tokens.option_ids(group.tails[i], group.options))
-        ):
+        for option_ids, places in itertools.groupby(open_places, key=lambda i: tuple(prompts.options[i])):
             batch = list(places)
-            for i, reply in zip(batch, await self._batch(batch, prompts, option_ids, group, endpoint), strict=True):
+            ask = self._shares if prompts.shared and self._may_take_shares(group) else self._batch
+            for i, reply in zip(batch, await ask(batch, prompts, option_ids, group, endpoint), strict=True):
                 replies[i] = reply
         return [reply for reply in replies if reply is not None]
+
+    def _may_take_shares(self, group: ScoreGroup) -> bool:
+        """Return whether this group goes to `/generative_scoring`, which knows two options and tells no mass."""
+        return not group.mass and len(group.options) == 2 and self.roads.next() == _SHARES
+
+    async def _shares(
+        self,
+        places: list[int],
+        prompts: Split,
+        option_ids: tuple[int, ...],
+        group: ScoreGroup,
+        endpoint: Endpoint,
+    ) -> list[Reply]:
+        """Score by `/generative_scoring`: the shared beginning travels once. Lengths are checked by now."""
+        payload = {
+            "model": self.name,
+            "query": prompts.shared,
+            "items": [prompts.rests[i] for i in places],
+            "label_token_ids": list(option_ids),
+        }
+        try:
+            answer, attempts, seconds = await endpoint.post(_SHARES, payload)
+        except RejectedError:  # a server without this road; if the request itself is at fault, the other road says so
+            self.roads.drop(_SHARES)
+            return await self._batch(places, prompts, option_ids, group, endpoint)
+        self.roads.note(_SHARES, seconds / len(places))
+        try:
+            found = scoring.scored_by_share(answer, len(places), group.options)
+        except scoring.Unreadable as error:
+            found = [Reply(error=str(error), raw=answer) for _ in places]
+        for i, reply in zip(places, found, strict=True):
+            reply.n_prompt, reply.n_completion = len(prompts.shared) + len(prompts.rests[i]), 1
+            self._signed(reply, _SHARES, endpoint, attempts, seconds, {})
+        return found
 
     async def _batch(
         self,
         places: list[int],
-        prompts: list[list[int]],
+        prompts: Split,
         option_ids: tuple[int, ...],
         group: ScoreGroup,
         endpoint: Endpoint,
     ) -> list[Reply]:
         payload = {
             "model": self.name,
-            "prompt": [prompts[i] for i in places],
+            "prompt": _as_json(prompts, places),
             "max_tokens": 1,
             "temperature": 0,
             "logprobs": len(option_ids),
             "logprob_token_ids": list(option_ids),
             "return_tokens_as_token_ids": True,
         }
-        answer, attempts, seconds = await endpoint.post("/v1/completions", payload)
+        answer, attempts, seconds = await endpoint.post(_COMPLETIONS, payload)
+        if not group.mass:
+            self.roads.note(_COMPLETIONS, seconds / len(places))
         said = scoring.usage(answer)
         n_cached = said.pop("n_cached", None)
         try:
@@ -157,10 +201,10 @@ class Client:
         except scoring.Unreadable as error:
             found = [Reply(error=str(error), raw=answer) for _ in places]
         for i, reply in zip(places, found, strict=True):
-            share = {"n_prompt": len(prompts[i]), "n_completion": 1}
-            if n_cached is not None and len(places) == 1:
-                share["n_cached"] = n_cached
-            self._signed(reply, "/v1/completions", endpoint, attempts, seconds, share)
+            reply.n_prompt, reply.n_completion = len(prompts.shared) + len(prompts.rests[i]), 1
+            if len(places) == 1:
+                reply.n_cached = n_cached
+            self._signed(reply, _COMPLETIONS, endpoint, attempts, seconds, {})
         return found
 
     async def _score_by_chat(self, group: ScoreGroup, i: int, endpoint: Endpoint) -> Reply:
@@ -227,6 +271,12 @@ async def served_name(endpoint: Endpoint) -> tuple[str, int | None]:
         return str(first["id"]), first.get("max_model_len")
     except (KeyError, IndexError, TypeError):
         raise EngineError(f"{endpoint.url}/v1/models lists no model; is it an OpenAI-compatible server?") from None
+
+
+def _as_json(prompts: Split, places: Sequence[int]) -> list[orjson.Fragment]:
+    """Return the prompts at these places as JSON lists; what they share is written once."""
+    shared = canon.dumps(prompts.shared)[:-1] + (b"," if prompts.shared else b"")
+    return [orjson.Fragment(shared + canon.dumps(prompts.rests[i])[1:]) for i in places]
 
 
 def _messages(turns: Sequence[Turn]) -> list[dict[str, str]]:

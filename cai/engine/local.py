@@ -107,13 +107,10 @@ class LocalModel:
     async def score(self, group: ScoreGroup) -> list[Reply]:
         """Return one reply per tail. A tail that does not fit the context is invalid (`too_long`), not an error."""
         began = time.monotonic()
-        prompts = self._tokens.group_ids(group.head, group.tails)
+        split = self._tokens.split_ids(group.head, group.tails, group.options)
+        prompts = split.whole()
         replies = [Reply(error="too_long") for _ in prompts]
-        asked = {
-            i: Question(ids, self._tokens.option_ids(group.tails[i], group.options))
-            for i, ids in enumerate(prompts)
-            if self._fits(len(ids) + 1)
-        }
+        asked = {i: Question(ids, list(split.options[i])) for i, ids in enumerate(prompts) if self._fits(len(ids) + 1)}
         if asked:
             # Only within a group do prompts begin alike, so every group is a batch by itself.
             found = await self._score.ask("score", _MAX_BATCH_TOKENS, list(asked.values()))

@@ -66,19 +66,33 @@ class ScoreGroup:
     head: tuple[Turn, ...]
     tails: tuple[tuple[Turn, ...], ...]
     options: tuple[str, ...]
+    mass: bool = True
+    """Whether the probability outside the options is wanted. Without it a faster road may be taken, and the request
+    is another one, so that its reply never stands in for one that tells the mass."""
 
     def describe(self, model: str, tail: int) -> dict[str, Any]:
         """Return what the store keeps of one tail's request."""
-        return {
+        described = {
             "kind": "score",
             "model": model,
             "messages": _refs(self.head + self.tails[tail]),
             "options": self.options,
         }
+        return described if self.mass else described | {"mass": False}
+
+    def requests(self, model: str) -> list[bytes]:
+        """Return every tail's description as canonical JSON; what they share is written once."""
+        if not self.tails:
+            return []
+        shared = self.describe(model, 0) | {"messages": _HERE}
+        before, after = canon.dumps(shared).split(canon.dumps(_HERE))
+        before += b"[" + _refs_json(self.head)
+        between = b"," if self.head else b""
+        return [b"%b%b%b]%b" % (before, between, _refs_json(tail), after) for tail in self.tails]
 
     def part(self, tails: Sequence[int]) -> ScoreGroup:
         """Return the group with only the tails at these places."""
-        return ScoreGroup(self.head, tuple(self.tails[i] for i in tails), self.options)
+        return ScoreGroup(self.head, tuple(self.tails[i] for i in tails), self.options, self.mass)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +106,19 @@ class Likelihood:
         """Return what the store keeps of the request."""
         messages = _refs((*self.turns, Turn("assistant", self.answer)))
         return {"kind": "likelihood", "model": model, "messages": messages}
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """A request for a reward model's score of an answer that is already written."""
+
+    turns: tuple[Turn, ...]
+    answer: str
+
+    def describe(self, model: str) -> dict[str, Any]:
+        """Return what the store keeps of the request."""
+        messages = _refs((*self.turns, Turn("assistant", self.answer)))
+        return {"kind": "reward", "model": model, "messages": messages}
 
 
 @dataclass(slots=True)
@@ -108,6 +135,8 @@ class Reply:
     """Probability outside the offered options; None where the road cannot tell."""
     logp: float | None = None
     """Summed log-likelihood (nats) of the answer's tokens."""
+    reward: float | None = None
+    """A reward model's score of the answer; only differences between answers to one prompt mean anything."""
     error: str | None = None
     """Why the reply cannot be used (an invalid judgment); what the server sent is then in `raw`."""
     raw: Any = None
@@ -141,7 +170,18 @@ class Reply:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
-_CONTENT = ("text", "finish_reason", "logprobs", "outside", "logp", "error", "raw", "n_prompt", "n_completion")
+_CONTENT = (
+    "text",
+    "finish_reason",
+    "logprobs",
+    "outside",
+    "logp",
+    "reward",
+    "error",
+    "raw",
+    "n_prompt",
+    "n_completion",
+)
 _CIRCUMSTANCES = ("n_cached", "road", "server", "attempts", "duration_s")
 
 
@@ -164,10 +204,34 @@ class Model(Protocol):
         ...
 
 
+class Scorer(Protocol):
+    """A reward model that can be asked: all that judge mode `reward_model` needs of one."""
+
+    identity: str
+    """Name and content: part of every request key."""
+
+    async def reward(self, request: Reward) -> Reply:
+        """Return a reply with `reward`, or with `error` where this answer cannot be scored."""
+        ...
+
+
 def request_key(description: dict[str, Any]) -> str:
     """Return the key of a described request."""
     return canon.content_id("call", description)
 
 
+def key_of(request: bytes) -> str:
+    """Return the key of a request in canonical JSON."""
+    return canon.id_of_json("call", request)
+
+
 def _refs(turns: Sequence[Turn]) -> list[list[str]]:
     return [[turn.role, turn.text_id] for turn in turns]
+
+
+_HERE = "\x00messages\x00"
+"""Stands where a request's messages go; no name of a model and no option holds it."""
+
+
+def _refs_json(turns: Sequence[Turn]) -> bytes:
+    return canon.dumps(_refs(turns))[1:-1]

@@ -7,12 +7,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 from cai.engine.model import Reply
 
 LEAST_LOGPROB = -1e9
 """Stands for a probability of zero, since JSON has no infinity."""
+
+
+class Roads:
+    """The roads by which a server can be asked to score, and what each was found to take.
+
+    Each is gone by in turn until all have been measured `TRIALS` times; from then on the one that takes the least.
+    """
+
+    TRIALS = 3
+
+    def __init__(self, roads: Sequence[str]) -> None:
+        self.seconds: dict[str, list[float]] = {road: [] for road in roads}
+        self._tried = dict.fromkeys(roads, 0)
+
+    def next(self) -> str:
+        """Return the road to go by now."""
+        untried = [road for road, n in self._tried.items() if n < self.TRIALS]
+        road = min(untried, key=self._tried.__getitem__) if untried else min(self._tried, key=self.median_s)
+        self._tried[road] += 1
+        return road
+
+    def note(self, road: str, seconds_per_prompt: float) -> None:
+        """Keep what a road took, while it is on trial."""
+        measured = self.seconds.get(road)
+        if measured is not None and len(measured) < self.TRIALS:
+            measured.append(seconds_per_prompt)
+
+    def drop(self, road: str) -> None:
+        """Never go by this road again: the server does not offer it."""
+        self.seconds.pop(road, None)
+        self._tried.pop(road, None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the road gone by and the milliseconds per prompt that each took; empty where none was chosen."""
+        took = {road: round(1000 * self.median_s(road), 3) for road, measured in self.seconds.items() if measured}
+        return {"taken": min(took, key=took.__getitem__), "ms_per_prompt": took} if took else {}
+
+    def median_s(self, road: str) -> float:
+        """Return the seconds per prompt that a road took; infinite where it was never come to its end."""
+        return median(self.seconds[road]) if self.seconds[road] else math.inf
 
 
 class Unreadable(Exception):
@@ -24,12 +65,17 @@ def usage(answer: Any) -> dict[str, Any]:
     said = answer.get("usage") if isinstance(answer, dict) else None
     if not isinstance(said, dict):
         return {}
-    details = said.get("prompt_tokens_details") or {}
+    details = said.get("prompt_tokens_details")
     return {
-        "n_prompt": int(said.get("prompt_tokens") or 0),
-        "n_completion": int(said.get("completion_tokens") or 0),
-        "n_cached": details.get("cached_tokens"),
+        "n_prompt": _count(said.get("prompt_tokens")) or 0,
+        "n_completion": _count(said.get("completion_tokens")) or 0,
+        "n_cached": _count(details.get("cached_tokens")) if isinstance(details, dict) else None,
     }
+
+
+def _count(found: Any) -> int | None:
+    """Return a count, or None for what is none: figures are no reason to lose an answer."""
+    return found if isinstance(found, int) and not isinstance(found, bool) and found >= 0 else None
 
 
 def choices(answer: Any, n: int) -> list[dict[str, Any]]:
@@ -37,7 +83,11 @@ def choices(answer: Any, n: int) -> list[dict[str, Any]]:
     found = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(found, list) or len(found) != n or not all(isinstance(c, dict) for c in found):
         raise Unreadable("wrong_number_of_choices")
-    return sorted(found, key=lambda c: c.get("index", 0))
+    places = [c.get("index") for c in found] if n > 1 else [0]
+    if not all(type(i) is int for i in places) or sorted(places) != list(range(n)):
+        # Whose answer is whose cannot be told; one taken for another would be a wrong verdict.
+        raise Unreadable("wrong_indices")
+    return [choice for _, choice in sorted(zip(places, found, strict=True), key=lambda pair: pair[0])]
 
 
 def generated(choice: dict[str, Any]) -> Reply:
@@ -55,10 +105,29 @@ def scored_by_id(choice: dict[str, Any], option_ids: Sequence[int], options: Seq
     """
     try:
         table = choice["logprobs"]["top_logprobs"][0]
-        found = {option: float(table[f"token_id:{id_}"]) for option, id_ in zip(options, option_ids, strict=True)}
+        found = {option: _logprob(table[f"token_id:{id_}"]) for option, id_ in zip(options, option_ids, strict=True)}
     except (KeyError, IndexError, TypeError, ValueError):
         return Reply(error="no_probabilities", raw=choice)
     return _scored(found)
+
+
+def scored_by_share(answer: Any, n: int, options: Sequence[str]) -> list[Reply]:
+    """Return the log-probabilities of two options from `/generative_scoring`: one share per prompt, of the first one.
+
+    How much probability lies outside the two it does not tell. Raises Unreadable where there are not `n` shares.
+    """
+    found = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(found, list) or len(found) != n or not all(isinstance(item, dict) for item in found):
+        raise Unreadable("wrong_number_of_choices")
+    return [_share(item, options) for item in sorted(found, key=lambda item: item.get("index", 0))]
+
+
+def _share(item: dict[str, Any], options: Sequence[str]) -> Reply:
+    share = item.get("score")
+    if not isinstance(share, float | int) or not 0 <= share <= 1:
+        return Reply(error="no_probabilities", raw=item)
+    logprobs = [math.log(p) if p > 0 else LEAST_LOGPROB for p in (share, 1 - share)]
+    return Reply(logprobs=dict(zip(options, logprobs, strict=True)))
 
 
 def scored_by_text(choice: dict[str, Any], options: Sequence[str]) -> Reply:
@@ -69,14 +138,33 @@ def scored_by_text(choice: dict[str, Any], options: Sequence[str]) -> Reply:
     """
     try:
         listed = choice["logprobs"]["content"][0]["top_logprobs"]
-        spelled = [(str(item["token"]).strip(" \n\"'(*_▁Ġ").rstrip(").:"), float(item["logprob"])) for item in listed]
+        spelled = [
+            (str(item["token"]).strip(" \n\"'(*_▁Ġ").rstrip(").:"), _logprob(item["logprob"])) for item in listed
+        ]
     except (KeyError, IndexError, TypeError, ValueError):
         refusal = (choice.get("message") or {}).get("refusal") if isinstance(choice.get("message"), dict) else None
         return Reply(error="refused" if refusal else "no_probabilities", raw=choice)
-    mass = {option: math.fsum(math.exp(lp) for token, lp in spelled if token == option) for option in options}
-    if not any(mass.values()):
+    if any(math.isnan(lp) or lp > 1e-3 for _, lp in spelled):
+        return Reply(error="not_probabilities", raw=choice)
+    found = {option: [lp for token, lp in spelled if token == option] for option in options}
+    if not any(found.values()):
         return Reply(error="outside_options", raw=choice)
-    return _scored({option: math.log(m) if m > 0 else LEAST_LOGPROB for option, m in mass.items()})
+    return _scored({option: _sum(lps) for option, lps in found.items()})
+
+
+def _sum(logprobs: Sequence[float]) -> float:
+    """Return the log-probability of any of some tokens; that of a single one as it is, to the last bit."""
+    if len(logprobs) == 1:
+        return logprobs[0]
+    mass = math.fsum(math.exp(lp) for lp in logprobs)
+    return math.log(mass) if mass > 0 else LEAST_LOGPROB
+
+
+def _logprob(found: Any) -> float:
+    """Return a number as it stands. Raises TypeError for what is none: text, or a truth value."""
+    if isinstance(found, bool) or not isinstance(found, (int, float)):
+        raise TypeError(f"found {found!r}, expected a number")
+    return float(found)
 
 
 def _scored(logprobs: dict[str, float]) -> Reply:

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
@@ -28,6 +28,20 @@ from cai.errors import UserError
 from cai.templates import Turn
 
 _TAILS_KEPT = 4096
+
+
+class Split(NamedTuple):
+    """Token ids of prompts that share their beginning."""
+
+    shared: list[int]
+    rests: Sequence[Sequence[int]]
+    """What follows it, one per prompt."""
+    options: Sequence[Sequence[int]] = ()
+    """Per prompt the token by which each offered option goes on; empty where none are offered."""
+
+    def whole(self) -> list[list[int]]:
+        """Return every prompt's ids."""
+        return [[*self.shared, *rest] for rest in self.rests]
 
 
 class Tokens:
@@ -57,6 +71,8 @@ class Tokens:
                 f"{source}: its chat template cannot be read ({error.message}); mend or replace it"
             ) from error
         self._encode_tail = lru_cache(maxsize=_TAILS_KEPT)(lambda text: tuple(encode(text, False)))
+        self._rests: dict[tuple[object, ...], str] = {}
+        self._ended = lru_cache(maxsize=_TAILS_KEPT)(self._end)
         self._cut_is_exact: bool | None = None
         self._option_cache: dict[tuple[str, tuple[str, ...]], list[int]] = {}
 
@@ -109,27 +125,83 @@ class Tokens:
 
     def prompt_ids(self, turns: Sequence[Turn], *, open_final: bool) -> list[int]:
         """Return the ids of a conversation, ready for the assistant's turn (or in the middle of its open one)."""
+        ids, rest = self._up_to_rest(turns, open_final)
+        return ids + (self._encode(rest, False) if rest else [])
+
+    def _up_to_rest(self, turns: Sequence[Turn], open_final: bool) -> tuple[list[int], str]:
+        """Return the ids up to the last turn that spells a special token, itself included, and the text behind it."""
         hostile = {i: t.text for i, t in enumerate(turns) if self._spells_special(t.text)}
         if not hostile:
-            return self._encode(self.render(turns, open_final=open_final), False)
+            return [], self.render(turns, open_final=open_final)
         mark = _mark(turns)
         marked = [Turn(t.role, f"{mark}{i}{mark}") if i in hostile else t for i, t in enumerate(turns)]
         return self._splice(self.render(marked, open_final=open_final), hostile, mark)
 
     def group_ids(self, head: Sequence[Turn], tails: Sequence[Sequence[Turn]]) -> list[list[int]]:
         """Return the ids of head + tail for every tail; each tail ends in an open assistant turn."""
+        return self.split_ids(head, tails).whole()
+
+    def split_ids(self, head: Sequence[Turn], tails: Sequence[Sequence[Turn]], options: Sequence[str] = ()) -> Split:
+        """Return the same ids cut into what they share and what follows; nothing is shared without a clean cut.
+
+        With `options` every prompt ends where they begin to differ. A letter may merge with the text before it, or
+        its white space be a token of its own: then the prompt gives up its last tokens, or takes the shared ones in.
+        Raises UserError where two options still begin with the same token.
+        """
         if any(self._spells_special(t.text) for turns in (head, *tails) for t in turns):
-            return [self.prompt_ids((*head, *tail), open_final=True) for tail in tails]
-        start = self.render(head, open_final=False, generate=False)
-        whole = [self.render((*head, *tail), open_final=True) for tail in tails]
-        if not all(self._cuts_cleanly(start, text) for text in whole):
-            return [self._encode(text, False) for text in whole]
-        ids = self._encode(start, False)
-        found = [ids + list(self._encode_tail(text[len(start) :])) for text in whole]
-        if self._cut_is_exact is None:
+            parts = [self._up_to_rest((*head, *tail), open_final=True) for tail in tails]
+            ends = [self._ended(rest, tuple(options)) for _, rest in parts]
+            return Split(
+                [], [[*ids, *end] for (ids, _), (end, _) in zip(parts, ends, strict=True)], [o for _, o in ends]
+            )
+        start, whole = self._rendered_group(head, tails)
+        if self._cut_is_exact is None and all(self._cuts_cleanly(start, text) for text in whole):
             # A special token may swallow white space before it; then its tokenizer's prompts are never cut.
-            self._cut_is_exact = found[0] == self._encode(whole[0], False)
-        return found if self._cut_is_exact else [self._encode(text, False) for text in whole]
+            cut = [*self._encode(start, False), *self._encode_tail(whole[0][len(start) :])]
+            self._cut_is_exact = cut == self._encode(whole[0], False)
+        if not self._cut_is_exact or not all(self._cuts_cleanly(start, text) for text in whole):
+            start = ""
+        ends = [self._ended(text[len(start) :], tuple(options)) for text in whole]
+        return Split(self._encode(start, False) if start else [], [ids for ids, _ in ends], [o for _, o in ends])
+
+    def _rendered_group(self, head: Sequence[Turn], tails: Sequence[Sequence[Turn]]) -> tuple[str, list[str]]:
+        """Return the head and every prompt as the template writes them.
+
+        What a tail becomes is kept, since a judge asks the same ones of every pair. That it still becomes the same is
+        looked at with the first tail of each group: a template may write a turn by what came before it.
+        """
+        start = self.render(head, open_final=False, generate=False)
+        roles, whole = tuple(turn.role for turn in head), []
+        for i, tail in enumerate(tails):
+            kept = self._rests.get((roles, *tail))
+            if i == 0 or kept is None:
+                text = self.render((*head, *tail), open_final=True)
+                if text.startswith(start):
+                    rest = text[len(start) :]
+                    if kept not in (None, rest):
+                        self._rests.clear()
+                    self._rests[roles, *tail] = rest
+            else:
+                text = start + kept
+            whole.append(text)
+        while len(self._rests) > _TAILS_KEPT:
+            self._rests.pop(next(iter(self._rests)))
+        return start, whole
+
+    def _end(self, text: str, options: tuple[str, ...]) -> tuple[Sequence[int], Sequence[int]]:
+        """Return the ids of a prompt's end, cut where the options begin to differ, and each option's token there."""
+        if not options:
+            return self._encode_tail(text), ()
+        gap = "" if not text or text[-1] in " \n(\"'" else " "
+        ways = [self._encode(text + gap + option, False) for option in options]
+        n = next((i for i, ids in enumerate(zip(*ways, strict=False)) if len(set(ids)) > 1), None)
+        found = [] if n is None else [ids[n] for ids in ways]
+        if len(set(found)) < len(options):
+            raise UserError(
+                f"{self._source}: the options {list(options)} begin with the same token; end the "
+                "template's last turn differently"
+            )
+        return tuple(ways[0][:n]), found
 
     def option_ids(self, tail: Sequence[Turn], options: Sequence[str]) -> list[int]:
         """Return the first token by which each option continues the open turn.
@@ -180,12 +252,12 @@ class Tokens:
         rest = {"tools": None, "documents": None, **self._names}
         return self._template.render(messages=messages, add_generation_prompt=generate, **rest)
 
-    def _splice(self, rendered: str, hostile: dict[int, str], mark: str) -> list[int]:
+    def _splice(self, rendered: str, hostile: dict[int, str], mark: str) -> tuple[list[int], str]:
         ids: list[int] = []
         for i, text in hostile.items():
             before, _, rendered = rendered.partition(f"{mark}{i}{mark}")
             ids += self._encode(before, False) + self._encode(text, True)
-        return ids + (self._encode(rendered, False) if rendered else [])
+        return ids, rendered
 
     def _cuts_cleanly(self, start: str, whole: str) -> bool:
         return whole.startswith(start) and whole.startswith(self._special, len(start))
@@ -216,6 +288,7 @@ class ByteTokens:
     def __init__(self, max_len: int | None = None) -> None:
         self.max_len = max_len
         self._bytes = ByteTokenizer()
+        self._encode_tail = lru_cache(maxsize=_TAILS_KEPT)(lambda tail: self.prompt_ids(tail, open_final=True))
 
     def prompt_ids(self, turns: Sequence[Turn], *, open_final: bool) -> list[int]:
         """As Tokens."""
@@ -224,9 +297,14 @@ class ByteTokens:
 
     def group_ids(self, head: Sequence[Turn], tails: Sequence[Sequence[Turn]]) -> list[list[int]]:
         """As Tokens."""
+        return self.split_ids(head, tails).whole()
+
+    def split_ids(self, head: Sequence[Turn], tails: Sequence[Sequence[Turn]], options: Sequence[str] = ()) -> Split:
+        """As Tokens."""
         messages = [{"role": t.role, "content": t.text} for t in head]
         start = self._bytes.encode(self._bytes.render(messages, add_generation_prompt=False))
-        return [start + self.prompt_ids(tail, open_final=True) for tail in tails]
+        rests = [self._encode_tail(tuple(tail)) for tail in tails]
+        return Split(start, rests, [self.option_ids(tail, options) for tail in tails] if options else ())
 
     def option_ids(self, tail: Sequence[Turn], options: Sequence[str]) -> list[int]:
         """As Tokens: an option's first byte."""

@@ -108,7 +108,7 @@ class Endpoint:
         self._revive = revive
         self._reviving = asyncio.Lock()
         self._generation = 0
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._sent: set[asyncio.Timeout] = set()
         self._session: aiohttp.ClientSession | None = None
         self._watchdog: asyncio.Task[None] | None = None
 
@@ -171,20 +171,18 @@ class Endpoint:
         raise RejectedError(f"{self.url}{path}: gave up after {attempts} attempts, last: {trouble}")
 
     async def _attempt(self, path: str, body: bytes) -> Any:
-        task = asyncio.ensure_future(self._exchange(path, body))
-        self._tasks.add(task)
+        sent = asyncio.timeout(None)  # the watchdog lets it expire
         try:
-            status, headers, content = await task
-        except asyncio.CancelledError:
-            if task.cancelled() and not (current := asyncio.current_task()) or not current.cancelling():
-                raise _TryAgain("no progress", broken=True) from None
-            raise
+            async with sent:
+                self._sent.add(sent)
+                status, headers, content = await self._exchange(path, body)
         except aiohttp.ClientConnectorError as error:
             raise _Unreachable(str(error)) from error
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-            raise _TryAgain(f"{type(error).__name__} {error}", broken=True) from error
+            trouble = "no progress" if sent.expired() else f"{type(error).__name__} {error}"
+            raise _TryAgain(trouble, broken=True) from error
         finally:
-            self._tasks.discard(task)
+            self._sent.discard(sent)
         return _judge_answer(self.url + path, status, headers, content)
 
     async def _exchange(self, path: str, body: bytes) -> tuple[int, Any, bytes]:
@@ -220,13 +218,13 @@ class Endpoint:
         while True:
             await asyncio.sleep(self._settings.stall_timeout_s / 8)
             now = (self.n_answered, await self._tokens_made() if self._stale(since) else seen[1])
-            if now != seen or not self._tasks:
+            if now != seen or not self._sent:
                 seen, since = now, time.monotonic()
             elif time.monotonic() - since > self._settings.stall_timeout_s:
                 if self._revive:
                     await self._revive(hung=True)
-                for task in list(self._tasks):
-                    task.cancel()
+                for sent in self._sent:
+                    sent.reschedule(0.0)
                 since = time.monotonic()
 
     def _stale(self, since: float) -> bool:

@@ -12,6 +12,7 @@ from cai import canon
 from cai.evaluate import answers, collapse, likelihoods, winning
 from cai.evaluate.intervals import LEVEL, METHOD, RESAMPLES
 from cai.evaluate.judging import JudgeCount, reliability
+from cai.evaluate.scorecard import scorecard
 from cai.trail import RunView
 
 __all__ = ["JudgeCount", "measure", "reliability"]
@@ -22,8 +23,8 @@ def measure(run: RunView) -> dict[str, Any]:
 
     `checks`: pass rates of the programmatic principles (all of them together first); `measures`: length, refusals,
     repetition; `variety`: distinct-n; `likelihood`: nats per token and KL; `wins`: the judge's comparisons and its
-    reliability in them; `collapse`: the signs looked for and those seen. `before` and `after` are the first and the
-    last policy.
+    reliability in them; `scorecard`: every principle before and after; `collapse`: the signs looked for and those
+    seen. `before` and `after` are the first and the last policy.
     """
     seed = canon.seed_of(run.config.run.seed, "resample")
     answered = answers.read(run)
@@ -38,6 +39,7 @@ def measure(run: RunView) -> dict[str, Any]:
         "variety": None,
         "likelihood": None,
         "wins": None,
+        "scorecard": None,
         "collapse": None,
     }
     if not answered:
@@ -50,4 +52,7 @@ def measure(run: RunView) -> dict[str, Any]:
         "likelihood": likelihoods.measure(run, answered, seed=seed),
         "wins": winning.measure(run, seed=seed) if has_after else None,
     }
-    return measured | {"collapse": collapse.verdict(measured) if has_after else None}
+    if has_after:
+        measured["scorecard"] = scorecard(run.constitution, rates, measured["wins"])
+        measured["collapse"] = collapse.verdict(measured)
+    return measured

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cai import checks
+from cai import checks, texts
 from cai.constitution import Constitution, Principle
-from cai.evaluate import texts
 from cai.evaluate.intervals import Estimate, Statistic, difference, estimate, mean, ratio
 from cai.records import Prompt, Response
 from cai.trail import RunView
@@ -55,15 +54,15 @@ class Change:
         }
 
 
-def read(run: RunView) -> list[Answered]:
-    """Return the held-out prompts that were answered, in order.
+def read(run: RunView, phases: tuple[str, str] = ("evaluate/before", "evaluate/after")) -> list[Answered]:
+    """Return the held-out prompts that were answered, in order, by the policies whose answers these phases keep.
 
     Once the last policy has answered any of them, only prompts and samples that both policies answered count, so that
     a change is never a change of prompts.
     """
     found = []
     for _, prompt in run.prompts("held_out"):
-        arms = [_by_sample(run.records(f"evaluate/{arm}", prompt.id).get("response", [])) for arm in ARMS]
+        arms = [_by_sample(run.records(phase, prompt.id).get("response", [])) for phase in phases]
         found.append((prompt, *arms))
     if not any(after for _, _, after in found):
         return [Answered(p, tuple(before[i] for i in sorted(before)), ()) for p, before, _ in found if before]
@@ -163,9 +162,14 @@ def _rate(name: str, title: str, answered: Sequence[Answered], principles: Seque
     asked = [a if applying[a.prompt.id] else Answered(a.prompt, (), ()) for a in answered]
 
     def passes(response: Response) -> bool:
-        return all(checks.run(p.check, response.text).passed for p in applying[response.prompt_id] if p.check)
+        return n_kept(applying[response.prompt_id], response) == len(applying[response.prompt_id])
 
     return change(name, title, "share", asked, passes, seed=seed)
+
+
+def n_kept(principles: Sequence[Principle], response: Response) -> int:
+    """Return how many of these programmatic principles an answer keeps."""
+    return sum(checks.run(p.check, response.text).passed for p in principles if p.check is not None)
 
 
 def variety(answered: Sequence[Answered]) -> dict[str, Any]:

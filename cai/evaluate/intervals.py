@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from operator import itemgetter
@@ -91,13 +92,31 @@ def estimate(
     if value is None:
         return None
     n_prompts = sum(any(row) for row in rows)
-    low = high = None
+    drawn: list[float | None] = []
     if n_prompts >= LEAST_CLUSTERS:
-        drawn = (statistic([sum(pick(c)) for c in columns]) for pick in _picks(len(rows), seed, resamples))
-        values = sorted(v for v in drawn if v is not None)
-        low, high = quantile(values, (1 - LEVEL) / 2), quantile(values, (1 + LEVEL) / 2)
-    is_clear = low is not None and high is not None and not low <= no_effect <= high
-    return Estimate(value, low, high, n_prompts, is_clear)
+        drawn = [statistic([sum(pick(c)) for c in columns]) for pick in _picks(len(rows), seed, resamples)]
+    return spread(value, [v for v in drawn if v is not None], n_prompts, no_effect=no_effect)
+
+
+def spread(value: float, drawn: Sequence[float], n_prompts: int, *, no_effect: float = 0.0) -> Estimate:
+    """Return a figure with the percentile interval of what the resamples gave; without an interval where none did."""
+    if not drawn:
+        return Estimate(value, None, None, n_prompts, False)
+    ordered = sorted(drawn)
+    low, high = quantile(ordered, (1 - LEVEL) / 2), quantile(ordered, (1 + LEVEL) / 2)
+    return Estimate(value, low, high, n_prompts, not low <= no_effect <= high)
+
+
+def draws(n: int, seed: int, resamples: int = RESAMPLES) -> Iterator[list[int]]:
+    """Yield, for each resample, how often it draws each of `n` prompts: the very resamples that `estimate` takes.
+
+    Nothing is drawn below LEAST_CLUSTERS prompts. For figures that are fitted and no function of totals.
+    """
+    if n < LEAST_CLUSTERS:
+        return
+    for pick in _picks(n, seed, resamples):
+        times = Counter(pick(range(n)))
+        yield [times[i] for i in range(n)]
 
 
 @lru_cache(maxsize=2)

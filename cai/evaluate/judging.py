@@ -59,6 +59,8 @@ class Tally:
     """Usable verdicts that name a winner between answers of different length."""
     picked_longer: int = 0
     """Of these, those for the longer one."""
+    prior: float | None = None
+    """Log-odds of the first letter that were taken off its verdicts (nats); None where none were."""
 
     @property
     def by_model(self) -> bool:
@@ -80,6 +82,7 @@ class Tally:
         for judgment in judgments:
             self.judgments += 1
             self.flagged += judgment.flag is not None
+            self.prior = judgment.prior if judgment.prior is not None else self.prior
             if judgment.usable:
                 verdicts.append(judgment.verdict)
                 self._habit(judgment, lengths)
@@ -128,6 +131,7 @@ class Tally:
             "consistency": _with_interval(self.agreed, self.both_orders),
             "picked_first": _with_interval(self.picked_first, self.named),
             "picked_longer": _with_interval(self.picked_longer, self.unequal),
+            "prior": self.prior,
         }
 
 

@@ -33,14 +33,19 @@ def identities(run: RunView) -> tuple[str, str | None]:
     return first, policies[-1]["identity"] if len(policies) > 1 else None
 
 
-def measure(run: RunView, answered: Sequence[Answered], *, seed: int) -> dict[str, Any] | None:
+def measure(
+    run: RunView, answered: Sequence[Answered], *, seed: int, policies: tuple[str, str | None] | None = None
+) -> dict[str, Any] | None:
     """Return mean log-likelihoods in nats per token and the divergence of the last policy; None where none was asked.
+
+    `policies` are the identities of the first and the last policy; None takes the run's.
 
     `kl` estimates KL(after ‖ before) per token as the mean over the last policy's answers of
     (log p_after − log p_before) / tokens. Both are taken at temperature 1, the answers as they were sampled: at
-    another sampling temperature it is a yardstick of drift and not the divergence itself.
+    another sampling temperature it is a yardstick of drift and not the divergence itself. `kl_by_domain` has it for
+    the prompts of each domain, where there are several.
     """
-    first, last = identities(run)
+    first, last = policies or identities(run)
     scored = {arm: [_likely(run, a.prompt, getattr(a, arm), first, last) for a in answered] for arm in ARMS}
     under_before = {arm: _per_token(likely, "before", seed) for arm, likely in scored.items()}
     if not any(under_before.values()):
@@ -50,6 +55,10 @@ def measure(run: RunView, answered: Sequence[Answered], *, seed: int) -> dict[st
         for s in scored["after"]
     ]
     kl = estimate(gaps, mean, seed=seed)
+    by_domain: dict[str, list[tuple[float, float]]] = {}
+    for a, gap in zip(answered, gaps, strict=True):
+        by_domain.setdefault(a.prompt.domain, []).append(gap)
+    kl_by_domain = {name: estimate(rows, mean, seed=seed) for name, rows in sorted(by_domain.items())}
     fall = estimate(_rows(scored), difference, seed=seed)
     return {
         "n_answers": sum(s is not None for s in scored["after"]),
@@ -59,6 +68,7 @@ def measure(run: RunView, answered: Sequence[Answered], *, seed: int) -> dict[st
         "before_under_after": _per_token(scored["before"], "after", seed),
         "change_under_before": fall.as_dict() if fall else None,
         "kl": kl.as_dict() if kl else None,
+        "kl_by_domain": {name: e.as_dict() for name, e in kl_by_domain.items() if e} if len(by_domain) > 1 else None,
     }
 
 

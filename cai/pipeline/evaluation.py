@@ -65,7 +65,7 @@ async def compare(conductor: Conductor, before: Recorded, after: Recorded, judge
             after.identity,
             judge.identity,
             conductor.manifest["constitution"]["id"],
-            config.judge.model_dump(),
+            config.judge.model_dump(exclude={"check"}),
             config.evaluate.samples,
             conductor.templates.ids,
         ],
@@ -82,7 +82,7 @@ async def compare(conductor: Conductor, before: Recorded, after: Recorded, judge
                 judge_one(c, prompt, b.text, a.text, judge, bench)
                 for c, (b, a) in zip(walked.comparisons, pairs, strict=False)
             ),
-            *(_likelihoods(prompt, a, (before, after), config.respond.system) for _, a in pairs[:1]),
+            *(_likelihoods(prompt, b, a, (before, after), config.respond.system) for b, a in pairs[:1]),
         )
         walked.judgments = [j for judgments in judged[: len(walked.comparisons)] for j in judgments]
         return walked
@@ -90,16 +90,16 @@ async def compare(conductor: Conductor, before: Recorded, after: Recorded, judge
     await conductor.walk_all(PHASE, walk, inputs_id, side="held_out")
 
 
-def likelihood_request(prompt: Prompt, response: Response, system: str | None) -> Likelihood:
-    """Return the request for an answer's log-likelihood; both policies are asked for the last policy's answers."""
-    return Likelihood(opening(prompt, system), response.text)
-
-
 async def _likelihoods(
-    prompt: Prompt, response: Response, policies: tuple[Recorded, Recorded], system: str | None
+    prompt: Prompt, b: Response, a: Response, policies: tuple[Recorded, Recorded], system: str | None
 ) -> list[Any]:
-    request = likelihood_request(prompt, response, system)
-    await asyncio.gather(*(policy.likelihood(request) for policy in policies))
+    """Have the last policy's answer scored by both policies, and the first policy's own by the first.
+
+    The collapse check sets the last answers' likelihood under the first policy beside that of its own answers.
+    """
+    own, last = (Likelihood(opening(prompt, system), response.text) for response in (b, a))
+    before, after = policies
+    await asyncio.gather(before.likelihood(own), before.likelihood(last), after.likelihood(last))
     return []
 
 

@@ -1,67 +1,144 @@
-"""Prompts into the store: read, folded, split and guarded against leaks before anything is generated."""
+"""Prompts into the store: read, folded, split and guarded against leaks before anything is generated.
+
+They stream: what is read lies in a temporary SQLite file until it is divided, so that memory grows with the held-out
+prompts (their shingles are compared with every training prompt) and not with the training prompts.
+"""
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from cai import canon, promptset
+from cai import canon, promptset, shipped
 from cai.config import RunConfig
 from cai.errors import UserError
 from cai.manifest import Manifest
 from cai.records import Prompt
 from cai.store.store import Store
 
+Side = Literal["train", "held_out"]
+SIDES: tuple[Side, ...] = ("train", "held_out")
 _MARK = "prompts_id"
+_CHUNK = 1000
+_DDL = """
+CREATE TABLE prompts (
+    position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, side TEXT NOT NULL, lot REAL NOT NULL, body BLOB NOT NULL
+);
+"""
+
+
+class Divided:
+    """The prompts of a run: read once, duplicates folded, split by hash, near duplicates of held-out ones dropped."""
+
+    def __init__(self, config: RunConfig, near: Path | None) -> None:
+        """Raises UserError where a source cannot be read or nothing is left to train on."""
+        self._seed, section = config.run.seed, config.prompts
+        self._kept = sqlite3.connect("", isolation_level=None)  # a temporary file, gone when it is closed
+        self._kept.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _DDL)
+        self.n_read = 0
+        read = (prompt for source in section.sources for prompt in promptset.iter_source(source, near=near))
+        while some := list(islice(read, _CHUNK)):
+            self.n_read += len(some)
+            self._kept.executemany(
+                "INSERT OR IGNORE INTO prompts (id, side, lot, body) VALUES (?, ?, ?, ?)",
+                [self._row(prompt, section.held_out) for prompt in some],
+            )
+        n_kept = self._count()
+        if not n_kept:
+            raise UserError("prompts.sources: no prompt found in any source, expected at least one; check the paths")
+        self.n_duplicates = self.n_read - n_kept
+        self._limit("held_out", section.held_out_limit)
+        self.n_leaks = self._drop_leaks(section.near_duplicate)
+        self._limit("train", section.train_limit)
+        if not self.count("train"):
+            raise UserError(f"prompts: {n_kept} read, none left for training; lower prompts.held_out, or add prompts")
+
+    def prompts(self, side: Side) -> Iterator[Prompt]:
+        """Yield a side's prompts in the order of the sources."""
+        rows = self._kept.execute("SELECT body FROM prompts WHERE side = ? ORDER BY position", (side,))
+        for (body,) in rows:
+            yield Prompt.parse(body)
+
+    def count(self, side: Side) -> int:
+        """Return how many prompts a side has."""
+        return self._count("WHERE side = ?", side)
+
+    @property
+    def id(self) -> str:
+        """Content id of both sides' prompts in order."""
+        rows = self._kept.execute("SELECT side, id FROM prompts ORDER BY side, position")
+        return canon.id_of_parts(f"{side} {id_}\n".encode() for side, id_ in rows)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many were read, folded, dropped and kept."""
+        return {
+            "read": self.n_read,
+            "duplicates_folded": self.n_duplicates,
+            "leaks_dropped": self.n_leaks,
+            "train": self.count("train"),
+            "held_out": self.count("held_out"),
+        }
+
+    def _row(self, prompt: Prompt, held_out: float) -> tuple[str, str, float, bytes]:
+        side = "held_out" if promptset.is_held_out(prompt, held_out, salt=str(self._seed)) else "train"
+        return prompt.id, side, canon.unit_interval(self._seed, "limit", prompt.id), prompt.body()
+
+    def _limit(self, side: Side, most: int | None) -> None:
+        """Keep at most `most` prompts of a side, chosen by hash so that the choice survives added prompts."""
+        if most is not None:
+            self._kept.execute(
+                "DELETE FROM prompts WHERE position IN "
+                "(SELECT position FROM prompts WHERE side = ? ORDER BY lot, position LIMIT -1 OFFSET ?)",
+                (side, most),
+            )
+
+    def _drop_leaks(self, threshold: float) -> int:
+        leaks = promptset.overlaps(self.prompts("train"), list(self.prompts("held_out")), threshold)
+        self._kept.executemany("DELETE FROM prompts WHERE id = ?", ((id_,) for id_ in leaks))
+        return len(leaks)
+
+    def _count(self, where: str = "", *values: str) -> int:
+        return int(self._kept.execute(f"SELECT count(*) FROM prompts {where}", values).fetchone()[0])
 
 
 def ingest(config: RunConfig, near: Path | None, store: Store, manifest: Manifest) -> None:
     """Read the prompts into the store unless the same ones are there already, and count them in the manifest."""
-    read = promptset.load(config.prompts.sources, near=near)
-    train, held_out, leaks = divide(config, read.prompts)
-    chosen = [*(p.id for p in train), "|", *(p.id for p in held_out)]
-    mark = canon.content_id("prompts", chosen)
+    divided = Divided(config, near)
+    mark = divided.id
     if store.meta(_MARK) != mark:
-        _keep(store, train, held_out, mark)
-    manifest.save(prompts=_counts(read, train, held_out, leaks))
+        _keep(store, divided, mark)
+    manifest.save(prompts=divided.counts)
 
 
-def divide(config: RunConfig, prompts: list[Prompt]) -> tuple[list[Prompt], list[Prompt], int]:
-    """Return (train, held_out, leaks): the split by hash, the limits, and how many near duplicates were dropped."""
-    section = config.prompts
-    train, held_out = promptset.split(prompts, section.held_out, salt=str(config.run.seed))
-    held_out = _limit(held_out, section.held_out_limit, config.run.seed)
-    leaks = promptset.overlaps(train, held_out, section.near_duplicate)
-    train = _limit([p for p in train if p.id not in leaks], section.train_limit, config.run.seed)
-    if not train:
-        raise UserError(f"prompts: {len(prompts)} read, none left for training; lower prompts.held_out, or add prompts")
-    return train, held_out, len(leaks)
-
-
-def _limit(prompts: list[Prompt], most: int | None, seed: int) -> list[Prompt]:
-    """Return at most `most` prompts, chosen by hash so that the choice survives added prompts, in file order."""
-    if most is None or len(prompts) <= most:
-        return prompts
-    chosen = sorted(prompts, key=lambda p: canon.unit_interval(seed, "limit", p.id))[:most]
-    kept = {p.id for p in chosen}
-    return [p for p in prompts if p.id in kept]
-
-
-def _keep(store: Store, train: list[Prompt], held_out: list[Prompt], mark: str) -> None:
+def _keep(store: Store, divided: Divided, mark: str) -> None:
     store.clear_prompts()
-    for side, prompts in (("train", train), ("held_out", held_out)):
-        offset = 0 if side == "train" else len(train)
-        for i, prompt in enumerate(prompts):
-            store.put_prompt(offset + i, prompt, side)
+    position = 0
+    for side in SIDES:
+        for prompt in divided.prompts(side):
+            store.put_prompt(position, prompt, side)
+            position += 1
+            if position % _CHUNK == 0:
+                store.flush()  # what waits to be written lies in memory
     store.put_meta(_MARK, mark)
     store.flush()
 
 
-def _counts(read: Any, train: list[Prompt], held_out: list[Prompt], leaks: int) -> dict[str, int]:
-    return {
-        "read": read.n_read,
-        "duplicates_folded": read.n_duplicates,
-        "leaks_dropped": leaks,
-        "train": len(train),
-        "held_out": len(held_out),
-    }
+def sources_id(config: RunConfig, near: Path | None) -> dict[str, str]:
+    """Return the content id of every file a run reads beside its constitution and templates, by name.
+
+    What lies on the hub or in a folder of a data set is known by its name alone.
+    """
+    named = [source.path for source in config.prompts.sources if source.path]
+    named += [path for path in (config.judge.few_shot, config.critique.few_shot) if path]
+    found = {}
+    for name in named:
+        path = shipped.find(name, near=near)
+        if path.is_file():
+            with path.open("rb") as file:
+                found[name] = canon.id_of_parts(iter(partial(file.read, 1 << 20), b""))
+    return found

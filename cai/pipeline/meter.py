@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,15 @@ class Stage:
     def seconds(self) -> float:
         """How long it has taken."""
         return (self.ended or time.monotonic()) - self.started
+
+    def expect(self, total: int) -> Callable[[], None]:
+        """Set the size, and return what counts one item as done."""
+        self.total = total
+        return self.tick
+
+    def tick(self) -> None:
+        """Count one item as done."""
+        self.done += 1
 
     @property
     def eta_s(self) -> float | None:

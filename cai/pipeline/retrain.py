@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cai.config import SAMPLING
 from cai.errors import UserError
 from cai.manifest import Manifest
 from cai.pairs import phase_rows, stale_checkpoints
@@ -58,5 +59,7 @@ def show(folder: str, phase: str | None, n: int) -> list[str]:
     if name not in trained:
         raise UserError(f"{folder}: phase '{phase}' trains nothing; phases with a checkpoint: {trained}")
     entry = run.manifest["phases"][name]["train"]
+    if entry["method"] in SAMPLING:
+        raise UserError(f"{folder}: phase '{name}' trains {entry['method']} on prompts alone; no rows to show")
     rows = phase_rows(run, name, entry["method"])[:n]
     return [show_row(row, entry["method"], entry["base"]) for row in rows]

@@ -27,10 +27,10 @@ class Lazy:
 
     def __init__(self, identity: str, fleet: Fleet, section: ModelSection, name: str) -> None:
         self.identity = identity
-        self._fleet, self._section, self._name = fleet, section, name
+        self._fleet, self.section, self.name = fleet, section, name
 
     async def _ready(self) -> Model:
-        return await self._fleet.ready(self.identity, self._section, self._name)
+        return await self._fleet.ready(self.identity, self.section, self.name)
 
     async def generate(self, request: Generate) -> Reply:
         """As Model."""
@@ -53,6 +53,8 @@ class Fleet:
         self._folder = folder
         self._meter = meter
         self._models: dict[str, Model] = {}
+        self.roads: dict[str, Any] = {}
+        """By which road each model was scored, and what each road took: kept when a model is released."""
         self._servers: dict[str, servers.Server] = {}
         self._endpoints: dict[str, list[Endpoint]] = {}
         self._failure: CaiError | None = None
@@ -79,10 +81,19 @@ class Fleet:
                     raise
             return self._models[identity]
 
+    async def address(self, model: Lazy) -> ModelSection:
+        """Return how another process reaches a model: servers that run, started now if need be, or its checkpoint."""
+        section = model.section
+        if section.base_url or self._engine.kind == "transformers":
+            return section
+        await self.ready(model.identity, section, model.name)
+        served = self._servers[model.identity]
+        return section.model_copy(update={"base_url": (served.url,), "served_name": served.model_name})
+
     async def release(self, identity: str) -> None:
         """Stop serving a model, if this run serves it; servers of others stay up."""
         async with self._starting:
-            self._models.pop(identity, None)
+            self._note_road(self._models.pop(identity, None))
             for endpoint in self._endpoints.pop(identity, []):
                 await endpoint.close()
             if server := self._servers.pop(identity, None):
@@ -91,10 +102,16 @@ class Fleet:
     async def release_all(self) -> None:
         """Stop everything this run serves."""
         async with self._starting:
+            for model in self._models.values():
+                self._note_road(model)
             endpoints = [endpoint for several in self._endpoints.values() for endpoint in several]
             await asyncio.gather(*(e.close() for e in endpoints), *(s.stop() for s in self._servers.values()))
             for kept in (self._models, self._endpoints, self._servers):
                 kept.clear()
+
+    def _note_road(self, model: Model | None) -> None:
+        if isinstance(model, Client) and (roads := model.roads.as_dict()):
+            self.roads[model.identity] = roads
 
     async def _serve(self, identity: str, section: ModelSection, name: str) -> Model:
         if section.base_url:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cai import canon
-from cai.config import DpoSection, RunConfig, SftSection
+from cai.config import RunConfig, TrainerSection
 from cai.errors import TrainError, UserError
 from cai.manifest import write_atomically
 from cai.model.fetch import resolve
@@ -42,11 +42,22 @@ def finished(out: Path) -> dict[str, Any] | None:
 
 
 async def train(
-    config: RunConfig, folder: Path, phase: str, method: str, rows: Path, base: str, meter: Meter, n_rows: int
+    config: RunConfig,
+    folder: Path,
+    phase: str,
+    method: str,
+    rows: Path,
+    base: str,
+    meter: Meter,
+    n_rows: int,
+    further: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Train and return the checkpoint's manifest. Raises TrainError with the log's last lines where it fails."""
+    """Train and return the checkpoint's manifest. `further` is added to the spec.
+
+    Raises TrainError with the log's last lines where it fails.
+    """
     out = checkpoint_dir(folder, phase)
-    section: SftSection | DpoSection = config.train.sft if method == "sft" else config.train.dpo
+    section: TrainerSection = getattr(config.train, method)
     spec = {
         "method": method,
         "rows": str(rows),
@@ -56,8 +67,9 @@ async def train(
         "seed": canon.seed_of(config.run.seed, "train", phase),
         "device": config.train.device,
         "dtype": config.train.dtype,
+        "track": list(config.train.track),
         "manifest": {"phase": phase, "rows_id": canon.id_of_bytes(rows.read_bytes()), "n_rows": n_rows},
-    }
+    } | (further or {})
     spec_path = out.parent / f"{phase}.spec.json"
     write_atomically(spec_path, json.dumps(spec, indent=1))
     log_path = folder / "logs" / f"train-{phase}.log"
@@ -86,8 +98,15 @@ async def _follow(process: asyncio.subprocess.Process, stage: Stage) -> None:
             continue
         if "step" in said:
             stage.done, stage.total = said["step"], said.get("steps", stage.total)
-            stage.note = f"loss {said['loss']:.4f}" if said.get("loss") is not None else stage.note
+            stage.note = _note(said) or stage.note
     await process.wait()
+
+
+def _note(said: dict[str, Any]) -> str:
+    """Return what a step's line is worth saying: reward and divergence where answers are sampled, else the loss."""
+    if said.get("reward") is not None and said.get("kl") is not None:
+        return f"reward {said['reward']:.3f}, KL {said['kl']:.2f}"
+    return f"loss {said['loss']:.4f}" if said.get("loss") is not None else ""
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

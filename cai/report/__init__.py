@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from cai.manifest import write_atomically
-from cai.report.collect import collect
+from cai.report.collect import SCHEMA, collect
 from cai.report.page import as_json, render
+from cai.store import ledger
+from cai.trail import RunView
 
-__all__ = ["collect", "headline", "write_report"]
+__all__ = ["collect", "headline", "kept_report", "write_report"]
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -20,6 +24,27 @@ def write_report(run_dir: str | Path) -> Path:
     return folder / "report.html"
 
 
+def kept_report(run_dir: str | Path) -> Path | None:
+    """Return the page of a finished run that still tells how things stand, or None where it must be written."""
+    page = Path(run_dir) / "report.html"
+    return page if page.exists() and _kept(run_dir) else None
+
+
 def headline(run_dir: str | Path) -> list[str]:
     """Return three to eight plain lines about a run: warnings first, then what changed and how sure that is."""
-    return list(collect(run_dir)["headline"]["lines"])
+    return list((_kept(run_dir) or collect(run_dir))["headline"]["lines"])
+
+
+def _kept(run_dir: str | Path) -> dict[str, Any] | None:
+    """Return what `collect` gave when the report was written, if the run was done then and nothing came after it."""
+    run = RunView(run_dir)
+    path, done = run.folder / "report.json", run.manifest["done"]
+    if not done or not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        head = ledger.head(run.connection)
+        told = (data["run"]["done"], data["schema"], data["ledger"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    return data if told == (done["time"], SCHEMA, {"count": head.count, "head": head.hash}) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +11,10 @@ from typing import Any
 from cai import evaluate
 from cai.config import Phase
 from cai.evaluate import JudgeCount
+from cai.evaluate.conflicts import Conflicts
 from cai.manifest import now
 from cai.report import examples, words
+from cai.report.page import redacted
 from cai.stages.admit import Accounting, total
 from cai.store import ledger
 from cai.trail import RunView, progress
@@ -21,7 +22,6 @@ from cai.trail import RunView, progress
 SCHEMA = 1
 _MOST_POINTS = 400
 """A training curve is thinned to about so many points."""
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"]+@")
 
 
 def collect(run_dir: str | Path) -> dict[str, Any]:
@@ -49,11 +49,6 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
         "reproduce": _reproduce(run),
     }
     return data | {"headline": words.headline_of(data)}
-
-
-def redacted(text: str) -> str:
-    """Return text without the user and password of any URL in it."""
-    return _CREDENTIALS.sub("…@", text)
 
 
 def _strings_redacted(tree: dict[str, Any]) -> dict[str, Any]:
@@ -114,8 +109,10 @@ def _prompts(run: RunView) -> dict[str, int] | None:
 
 def _phase(run: RunView, name: str) -> dict[str, Any]:
     judged, accounting = JudgeCount(run.questions), Accounting()
+    conflicts = Conflicts(run.config.judge.tie_margin)
     for end in run.ended(name):
         judged.add(end)
+        conflicts.add(end)
         accounting.count(end.admission)
     rows = run.connection.execute("SELECT tag, count(*) FROM records WHERE phase = ? GROUP BY tag", (name,))
     section = _section(run, name)
@@ -125,6 +122,7 @@ def _phase(run: RunView, name: str) -> dict[str, Any]:
         "records": dict(rows.fetchall()),
         "accounting": accounting.as_dict() if accounting.comparisons else None,
         "judged": judged.as_dict() if accounting.comparisons else None,
+        "conflicts": conflicts.as_dict(list(run.constitution.by_id)) if accounting.comparisons else None,
         "training": _training(run, name),
     }
 
@@ -164,6 +162,7 @@ _OF_TRAINING = (
     "rows_id",
     "weights_id",
     "versions",
+    "tripped",
 )
 """What the page tells of a checkpoint's manifest."""
 
@@ -178,7 +177,8 @@ def read_curve(path: Path) -> list[dict[str, float]]:
     by_step = {row["step"]: row for row in _rows(path)}
     points = [by_step[step] for step in sorted(by_step)]
     stride = max(1, -(-len(points) // _MOST_POINTS))
-    kept = points[::stride]
+    # Looks at held-out prompts are few and far between: none of them is left out.
+    kept = [point for i, point in enumerate(points) if i % stride == 0 or "held_out_kl" in point]
     return kept if not points or kept[-1] is points[-1] else [*kept, points[-1]]
 
 

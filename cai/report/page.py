@@ -24,6 +24,7 @@ _UNSEEN = re.compile(
     "\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
 )
 """What a reader cannot see. The joiners U+200C and U+200D and variation selectors stay: scripts and emoji need them."""
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"]+@")
 _NAMES = {"\x00": "NUL", "\x07": "BEL", "\x08": "BS", "\x1b": "ESC", "\r": "CR", "\x0c": "FF", "\x7f": "DEL"}
 
 
@@ -44,17 +45,28 @@ def _visible(character: str) -> Markup:
     return Markup('<span class="unseen" title="{}">{}</span>').format(name, _NAMES.get(character, code))
 
 
+def redacted(text: str) -> str:
+    """Return text without the user and password of any URL in it."""
+    return _CREDENTIALS.sub("…@", text)
+
+
 def render(data: dict[str, Any]) -> str:
     """Return the page of a collected run."""
-    page = _environment().get_template("page.html.jinja").render(data=data)
+    return page_of("page.html.jinja", data)
+
+
+def page_of(template: str, data: dict[str, Any]) -> str:
+    """Return the page that one of this folder's templates makes of a tree of plain values."""
+    page = environment().get_template(template).render(data=data)
     # What the config or a curve is called may hold half a surrogate pair, which no file can.
     return page.encode("utf-8", "replace").decode()
 
 
 @cache
-def _environment() -> Environment:
+def environment(*folders: Path) -> Environment:
+    """Return the environment of the page's templates; those of `folders` are found first."""
     made = Environment(
-        loader=FileSystemLoader(_HERE),
+        loader=FileSystemLoader([*folders, _HERE]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -71,6 +83,7 @@ def _environment() -> Environment:
         "change": _change,
         "value": _value,
         "consistency": words.consistency_of,
+        "redacted": redacted,
     }
     made.globals |= {"curves": figures.curves, "bar": figures.bar, "figure": figures, "NONE": words.NONE}
     return made

@@ -69,6 +69,12 @@ def warnings_of(data: Tree) -> Iterator[str]:
     if signs := (evaluation.get("collapse") or {}).get("warnings"):
         yield f"the trained policy shows signs of collapse: {'; '.join(signs)}"
     yield from weaknesses(together(judges_of(data)))
+    for phase in data["phases"]:
+        if trip := (phase["training"] or {}).get("tripped"):
+            yield (
+                f"a tripwire ({trip['wire']}) stopped the training of '{phase['name']}' at step {trip['step']}: "
+                f"{trip['sentence']}; the weights of step {trip['kept_step']} were kept"
+            )
     for checkpoint in data["run"]["stale"]:
         yield f"checkpoint {checkpoint} was trained on rows that later decisions have changed"
 

@@ -11,9 +11,9 @@ from cai.store.calls import Recorded
 from cai.templates import Turn
 
 
-def opening(prompt: Prompt, system: str | None) -> tuple[Turn, ...]:
-    """Return the turns the policy answers: the conversation, behind the system message if there is one."""
-    turns = tuple(Turn(m.role, m.content) for m in prompt.messages)
+def opening(prompt: Prompt, system: str | None, shots: tuple[Turn, ...] = ()) -> tuple[Turn, ...]:
+    """Return the turns the policy answers: the conversation, behind worked examples and a system message if any."""
+    turns = (*shots, *(Turn(m.role, m.content) for m in prompt.messages))
     return (Turn("system", system), *turns) if system else turns
 
 

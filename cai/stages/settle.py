@@ -3,7 +3,7 @@
 Per principle the probability is the mean of both orders; a principle whose orders name different winners abstains
 (or is averaged, as the config says). The label is the weighted mean over the principles that did not abstain.
 Confidence is |2p − 1| times the weight share that did not abstain. This is the only place where a person beats the
-judge: the latest override holds.
+judge: the latest override that was not withdrawn holds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cai.records import Decision, Judgment, Label, Order, Override, State
+from cai.records import Decision, Judgment, Label, Order, Override, State, Withdrawal
 
 Stand = Literal["votes", "abstains", "refused", "invalid", "not_applicable", "missing"]
 
@@ -83,7 +83,8 @@ def settle(
 
 
 def _effective_override(decisions: Sequence[Decision]) -> Override | None:
-    overrides = [d for d in decisions if isinstance(d, Override)]
+    withdrawn = {d.withdraws for d in decisions if isinstance(d, Withdrawal)}
+    overrides = [d for d in decisions if isinstance(d, Override) and d.id not in withdrawn]
     return overrides[-1] if overrides else None
 
 

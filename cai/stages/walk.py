@@ -46,6 +46,8 @@ class Walk:
     policy: Recorded
     judge: Recorded
     bench: Bench
+    shots: tuple[Turn, ...] = ()
+    """Worked critiques that the critic and the reviser read before the conversation."""
 
     @property
     def seed(self) -> int:
@@ -62,12 +64,15 @@ class Walk:
             "policy": self.policy.identity,
             "judge": self.judge.identity,
             "templates": self.bench.templates.ids,
-            "principles": [p.model_dump(mode="json", exclude={"tests"}) for p in self.bench.principles],
+            "principles": [
+                p.model_dump(mode="json", exclude={"tests", "origin"}) | p.part_ids for p in self.bench.principles
+            ],
             "respond": config.respond.model_dump(),
             "critique": config.critique.model_dump(),
             "revise": config.revise.model_dump(),
-            "judge_settings": config.judge.model_dump(exclude={"on_disagreement"}),
+            "judge_settings": config.judge.model_dump(exclude={"on_disagreement", "check"}),
             "few_shot": self.bench.few_shot,
+            "shots": [turn.text_id for turn in self.shots],
         }
         return canon.content_id("walk", used)
 
@@ -101,7 +106,7 @@ class Walk:
 
     async def _revise_all(self, prompt: Prompt, response: Response, walked: Walked) -> Chain:
         revisions: list[Revision] = []
-        conversation = (*opening(prompt, self.config.respond.system), Turn("assistant", response.text))
+        conversation = (*opening(prompt, self.config.respond.system, self.shots), Turn("assistant", response.text))
         for round_ in range(1, self.phase.revisions + 1):
             answer = revisions[-1] if revisions else response
             principle = draw(

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cai.engine.model import Generate, Likelihood, Model, Reply, ScoreGroup, request_key
+from cai import canon
+from cai.engine.model import Generate, Likelihood, Model, Reply, Reward, ScoreGroup, Scorer, key_of
 from cai.errors import StoreError
 from cai.store import schema
 from cai.store.store import Kept, Store, find_replies
@@ -35,6 +36,8 @@ class Tally:
     """Completion tokens of the calls made."""
     by_kind: dict[str, int] = field(default_factory=dict)
     """Calls made, by kind."""
+    reused_by_kind: dict[str, int] = field(default_factory=dict)
+    """Calls answered from a store, by kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class Recorded:
 
     def __init__(
         self,
-        model: Model,
+        model: Model | Scorer,
         store: Store,
         tally: Tally,
         *,
@@ -117,57 +120,64 @@ class Recorded:
         description = request.describe(self.identity)
         return (await self._ask([description], turns, lambda _: self._one(self.model.likelihood(request))))[0]
 
+    async def reward(self, request: Reward) -> Answer:
+        """Return a reward model's score of an answer, asked at most once ever."""
+        turns = (*request.turns, Turn("assistant", request.answer))
+        description = request.describe(self.identity)
+        return (await self._ask([description], turns, lambda _: self._one(self.model.reward(request))))[0]
+
     async def score(self, group: ScoreGroup) -> list[Answer]:
         """Return one answer per tail; only the tails that were never asked are sent."""
-        descriptions = [group.describe(self.identity, i) for i in range(len(group.tails))]
         turns = [*group.head, *(turn for tail in group.tails for turn in tail)]
-        return await self._ask(descriptions, turns, lambda missing: self.model.score(group.part(missing)))
+        requests = group.requests(self.identity)
+        return await self._ask_all("score", requests, turns, lambda missing: self.model.score(group.part(missing)))
 
     @staticmethod
     async def _one(reply: Any) -> list[Reply]:
         return [await reply]
 
     async def _ask(self, descriptions: list[dict[str, Any]], turns: Sequence[Turn], send: Any) -> list[Answer]:
-        keys = [request_key(d) for d in descriptions]
+        return await self._ask_all(descriptions[0]["kind"], [canon.dumps(d) for d in descriptions], turns, send)
+
+    async def _ask_all(self, kind: str, requests: list[bytes], turns: Sequence[Turn], send: Any) -> list[Answer]:
+        keys = [key_of(request) for request in requests]
         waiting = {key: self._pending[key] for key in keys if key in self._pending}
-        answers = self._look_up(
-            [key for key in keys if key not in waiting], dict(zip(keys, descriptions, strict=True)), turns
-        )
-        missing = [i for i, key in enumerate(keys) if key not in answers and key not in waiting]
+        answers = self._look_up(kind, dict(zip(keys, requests, strict=True)), waiting, turns)
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}  # two may be the same request
+        missing = [i for i, key in enumerate(keys) if key not in answers and key not in waiting and first[key] == i]
         if missing:
-            answers |= await self._send(
-                [keys[i] for i in missing], [descriptions[i] for i in missing], turns, lambda: send(missing)
-            )
+            asked = {keys[i]: requests[i] for i in missing}
+            answers |= await self._send(kind, asked, turns, lambda: send(missing))
         for key, future in waiting.items():
             answers[key] = await asyncio.shield(future)
         return [answers[key] for key in keys]
 
     def _look_up(
-        self, keys: list[str], descriptions: dict[str, dict[str, Any]], turns: Sequence[Turn]
+        self, kind: str, requests: dict[str, bytes], waiting: Container[str], turns: Sequence[Turn]
     ) -> dict[str, Answer]:
+        keys = [key for key in requests if key not in waiting]
         if not keys:
             return {}
         found = self.store.replies(keys)
         lent: dict[str, Kept] = {}
         if self._siblings and len(found) < len(keys):
             lent = self._siblings.replies([key for key in keys if key not in found])
-        self.tally.reused += len(found) + len(lent)
+        n_reused = len(found) + len(lent)
+        self.tally.reused += n_reused
+        self.tally.reused_by_kind[kind] = self.tally.reused_by_kind.get(kind, 0) + n_reused
         if lent:
-            self._keep_texts(turns)
-        for key, kept in lent.items():
-            self.store.put_call(key, descriptions[key], kept.reply())
+            self.store.put_texts(turns)
+            self.store.put_calls(kind, self.identity, [(k, requests[k], kept.reply()) for k, kept in lent.items()])
         return {key: Answer(key, kept.reply(), kept.reply_id) for key, kept in (found | lent).items()}
 
-    async def _send(
-        self, keys: list[str], descriptions: list[dict[str, Any]], turns: Sequence[Turn], send: Any
-    ) -> dict[str, Answer]:
-        loop = asyncio.get_running_loop()
+    async def _send(self, kind: str, asked: dict[str, bytes], turns: Sequence[Turn], send: Any) -> dict[str, Answer]:
+        loop, keys = asyncio.get_running_loop(), list(asked)
         futures = {key: loop.create_future() for key in keys}
         self._pending |= futures
         try:
             self._before_call()
             replies: list[Reply] = await send()
-            answers = self._keep(keys, descriptions, turns, replies)
+            answers = self._keep(kind, asked, turns, replies)
             await self.store.committed()
         except BaseException as error:
             for future in futures.values():
@@ -181,20 +191,15 @@ class Recorded:
             futures[key].set_result(answer)
         return answers
 
-    def _keep_texts(self, turns: Sequence[Turn]) -> None:
-        for turn in turns:
-            self.store.put_text(turn.text_id, turn.text)
-
     def _keep(
-        self, keys: list[str], descriptions: list[dict[str, Any]], turns: Sequence[Turn], replies: list[Reply]
+        self, kind: str, asked: dict[str, bytes], turns: Sequence[Turn], replies: list[Reply]
     ) -> dict[str, Answer]:
-        self._keep_texts(turns)
-        answers = {}
-        for key, description, reply in zip(keys, descriptions, replies, strict=True):
-            answers[key] = Answer(key, reply, self.store.put_call(key, description, reply))
-            self.tally.made += 1
-            self.tally.prompt_tokens += reply.n_prompt
-            self.tally.completion_tokens += reply.n_completion
-            kind = description["kind"]
-            self.tally.by_kind[kind] = self.tally.by_kind.get(kind, 0) + 1
-        return answers
+        self.store.put_texts(turns)
+        calls = [(key, request, reply) for (key, request), reply in zip(asked.items(), replies, strict=True)]
+        ids = self.store.put_calls(kind, self.identity, calls)
+        tally = self.tally
+        tally.made += len(calls)
+        tally.prompt_tokens += sum(reply.n_prompt for reply in replies)
+        tally.completion_tokens += sum(reply.n_completion for reply in replies)
+        tally.by_kind[kind] = tally.by_kind.get(kind, 0) + len(calls)
+        return {key: Answer(key, reply, id_) for (key, _, reply), id_ in zip(calls, ids, strict=True)}

@@ -8,11 +8,12 @@ transaction that reads the head, writes the rows and commits the new head and co
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from cai import canon
-from cai.records import Decision, Judgment, Override, parse
+from cai.records import Decision, Event, parse
+from cai.store import bulk
 
 
 class Entry(NamedTuple):
@@ -31,9 +32,9 @@ class Head(NamedTuple):
     hash: str
 
 
-def entry(decision: Decision) -> Entry:
+def entry(decision: Event) -> Entry:
     """Return the row that `decision` becomes."""
-    return Entry(decision.id, decision.tag, decision.comparison_id, decision.body())
+    return Entry(decision.id, decision.tag, decision.subject, decision.body())
 
 
 def head(connection: sqlite3.Connection) -> Head:
@@ -60,8 +61,35 @@ def append(connection: sqlite3.Connection, entries: Iterable[Entry]) -> Head:
     return Head(count, last)
 
 
-def append_now(connection: sqlite3.Connection, decisions: Iterable[Decision]) -> Head:
-    """Append in a transaction of its own: how a review writes while a run may be writing too."""
+def append_batch(connection: sqlite3.Connection, entries: Sequence[Entry]) -> None:
+    """As `append`, for many at once: one look for those already there, one statement for the rest."""
+    count, last = head(connection)
+    known = _known(connection, [item.id for item in entries])
+    rows = []
+    for item in entries:
+        if item.id not in known:
+            known.add(item.id)
+            last = canon.chain(last, item.tag, item.body)
+            rows.append((count + len(rows), item.id, item.tag, item.subject, item.body.decode(), last))
+    bulk.insert(connection, "INSERT INTO ledger", rows)
+    connection.execute("UPDATE meta SET value = ? WHERE key = 'head'", (last,))
+    connection.execute("UPDATE meta SET value = ? WHERE key = 'count'", (str(count + len(rows)),))
+
+
+def _known(connection: sqlite3.Connection, ids: Sequence[str]) -> set[str]:
+    found: set[str] = set()
+    for start in range(0, len(ids), bulk.CHUNK):
+        some = ids[start : start + bulk.CHUNK]
+        marks = ",".join("?" * len(some))
+        found.update(row[0] for row in connection.execute(f"SELECT id FROM ledger WHERE id IN ({marks})", some))
+    return found
+
+
+def append_now(connection: sqlite3.Connection, decisions: Iterable[Event]) -> Head:
+    """Append in a transaction of its own: how a review writes while a run may be writing too.
+
+    An iterable that reads the ledger sees it as it stands inside the transaction, what it has yielded included.
+    """
     connection.execute("BEGIN IMMEDIATE")
     try:
         end = append(connection, (entry(d) for d in decisions))
@@ -72,10 +100,22 @@ def append_now(connection: sqlite3.Connection, decisions: Iterable[Decision]) ->
     return end
 
 
-def of_comparison(connection: sqlite3.Connection, comparison_id: str) -> list[Judgment | Override]:
-    """Return a comparison's decisions in the order they were made."""
-    rows = connection.execute("SELECT tag, body FROM ledger WHERE subject = ? ORDER BY seq", (comparison_id,))
+def of_comparison(connection: sqlite3.Connection, comparison_id: str) -> list[Decision]:
+    """Return the decisions that make a comparison's label, in the order they were made."""
+    rows = connection.execute(
+        "SELECT tag, body FROM ledger WHERE subject = ? AND tag IN ('judgment', 'override', 'withdrawal') ORDER BY seq",
+        (comparison_id,),
+    )
     return [parse(tag, body) for tag, body in rows]
+
+
+def events(connection: sqlite3.Connection, *, after: int = -1) -> Iterator[tuple[int, Event]]:
+    """Yield (seq, event) of everything people did, in order: all that is no judgment, behind row `after`."""
+    rows = connection.execute(
+        "SELECT seq, tag, body FROM ledger WHERE tag <> 'judgment' AND seq > ? ORDER BY seq", (after,)
+    )
+    for seq, tag, body in rows:
+        yield seq, parse(tag, body)
 
 
 class Fault(NamedTuple):
@@ -116,5 +156,5 @@ def _verify_row(seq: int, id_: str, tag: str, subject: str, body: str) -> Iterat
         return
     if decision.id != id_:
         yield Fault(seq, f"row {seq} is filed under another id than its content has")
-    if decision.comparison_id != subject:
+    if decision.subject != subject:
         yield Fault(seq, f"row {seq} is filed under another comparison than it names")

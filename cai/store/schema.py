@@ -5,7 +5,7 @@
 * `records`  what became of the replies: prompts, responses, critiques, revisions, comparisons, questions
 * `prompts`  the order and side (train, held_out) of the prompts
 * `walks`    which prompts a phase has finished, and which failed and why
-* `ledger`   decisions, hash-chained: judgments and overrides
+* `ledger`   what was decided, hash-chained: judgments, overrides, and the events of reviews
 * `meta`     schema version, head and length of the ledger
 """
 
@@ -39,6 +39,7 @@ CREATE TABLE ledger (
     body TEXT NOT NULL, hash TEXT NOT NULL
 );
 CREATE INDEX ledger_by_subject ON ledger (subject);
+CREATE INDEX ledger_of_people ON ledger (seq) WHERE tag <> 'judgment';
 INSERT INTO meta VALUES ('schema', '{VERSION}'), ('head', '{canon.GENESIS}'), ('count', '0');
 """
 

@@ -19,22 +19,25 @@ from typing import Any, NamedTuple
 from cai import canon
 from cai.engine.model import Reply
 from cai.errors import StoreError
-from cai.records import Decision, Prompt, Record, parse
-from cai.store import ledger, schema
+from cai.records import Event, Prompt, Record, parse
+from cai.store import bulk, ledger, schema
+from cai.templates import Turn
 
 _BATCH_ROWS = 4000
-_KNOWN_TEXTS = 50_000
+_KNOWN_TEXTS = 20_000
 
-_STATEMENTS = {
+_FORGETTING = {
     # Forgetting comes before keeping: within a batch a prompt is never walked twice.
     "clear_prompts": "DELETE FROM prompts",
     "supersede": "UPDATE records SET phase = phase || ' (superseded)' WHERE phase = ? AND prompt_id = ?",
-    "texts": "INSERT OR IGNORE INTO texts VALUES (?, ?)",
-    "calls": "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-    "records": "INSERT INTO records VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET phase = excluded.phase",
-    "prompts": "INSERT OR REPLACE INTO prompts VALUES (?, ?, ?)",
-    "walks": "INSERT OR REPLACE INTO walks VALUES (?, ?, ?, ?, ?)",
-    "meta": "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+}
+_KEEPING = {
+    "texts": ("INSERT OR IGNORE INTO texts", ""),
+    "calls": ("INSERT OR IGNORE INTO calls", ""),
+    "records": ("INSERT INTO records", "ON CONFLICT (id) DO UPDATE SET phase = excluded.phase"),
+    "prompts": ("INSERT OR REPLACE INTO prompts", ""),
+    "walks": ("INSERT OR REPLACE INTO walks", ""),
+    "meta": ("INSERT OR REPLACE INTO meta", ""),
 }
 
 
@@ -57,7 +60,7 @@ class Store:
         schema.create(path)
         self.path = path
         self._reader = schema.connect(path, readonly=False)
-        self._queue: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[str, list[Any]]] = queue.SimpleQueue()
         self._error: Exception | None = None
         self._texts: OrderedDict[str, None] = OrderedDict()
         self._thread = threading.Thread(target=self._write_until_closed, name="store-writer", daemon=True)
@@ -66,29 +69,40 @@ class Store:
     def close(self) -> None:
         """Commit what was put and stop the writer. Raises StoreError if anything could not be written."""
         if self._thread.is_alive():
-            self._queue.put(("close", None))
+            self._queue.put(("close", []))
             self._thread.join()
         self._reader.close()
         if self._error:
             raise self._store_error()
 
-    def put_text(self, text_id: str, text: str) -> None:
-        """Keep a text; one that was put lately is not put again."""
-        if text_id in self._texts:
-            return
-        self._texts[text_id] = None
-        if len(self._texts) > _KNOWN_TEXTS:
-            self._texts.popitem(last=False)
-        self._put("texts", (text_id, text))
+    def put_texts(self, turns: Iterable[Turn]) -> None:
+        """Keep the texts of turns; one that was put lately is not put again."""
+        known, rows = self._texts, []
+        for turn in turns:
+            if turn.text_id not in known:
+                known[turn.text_id] = None
+                rows.append((turn.text_id, turn.text))
+        while len(known) > _KNOWN_TEXTS:
+            known.popitem(last=False)
+        if rows:
+            self._put_all("texts", rows)
 
     def put_call(self, key: str, description: dict[str, Any], reply: Reply) -> str:
         """Keep a call and return the id of its reply."""
-        content = canon.dumps(reply.content())
-        reply_id = canon.id_of_bytes(content)
-        request, how = canon.dumps(description).decode(), canon.dumps(reply.circumstances()).decode()
-        row = (key, description["kind"], description["model"], request, content.decode(), reply_id, how, time.time())
-        self._put("calls", row)
-        return reply_id
+        request = canon.dumps(description)
+        return self.put_calls(description["kind"], description["model"], [(key, request, reply)])[0]
+
+    def put_calls(self, kind: str, model: str, calls: Sequence[tuple[str, bytes, Reply]]) -> list[str]:
+        """Keep calls of one kind, each (key, canonical request, reply), and return the ids of their replies."""
+        now, rows, how_before, how = time.time(), [], None, ""
+        for key, request, reply in calls:
+            content = canon.dumps(reply.content())
+            if (circumstances := reply.circumstances()) != how_before:  # those of one batch agree
+                how_before, how = circumstances, canon.dumps(circumstances).decode()
+            reply_id = canon.id_of_bytes(content)
+            rows.append((key, kind, model, request.decode(), content.decode(), reply_id, how, now))
+        self._put_all("calls", rows)
+        return [row[5] for row in rows]
 
     def put_record(self, record: Record, *, prompt_id: str | None = None, phase: str | None = None) -> None:
         """Keep a record under the prompt and phase it belongs to."""
@@ -107,10 +121,9 @@ class Store:
         """Set aside what an earlier walk of this prompt wrote in this phase, before a walk with other inputs."""
         self._put("supersede", (phase, prompt_id))
 
-    def put_decisions(self, decisions: Iterable[Decision]) -> None:
+    def put_decisions(self, decisions: Iterable[Event]) -> None:
         """Append decisions to the ledger."""
-        for decision in decisions:
-            self._put("ledger", ledger.entry(decision))
+        self._put_all("ledger", [ledger.entry(d) for d in decisions])
 
     def put_walk(self, phase: str, prompt_id: str, inputs: str, state: str, detail: str | None = None) -> None:
         """Mark a prompt's walk through a phase as `done` or `failed`."""
@@ -136,9 +149,12 @@ class Store:
             raise self._store_error()
 
     def _put(self, table: str, row: Any) -> None:
+        self._put_all(table, [row])
+
+    def _put_all(self, table: str, rows: list[Any]) -> None:
         if self._error:
             raise self._store_error()
-        self._queue.put((table, row))
+        self._queue.put((table, rows))
 
     def _store_error(self) -> StoreError:
         size = self.path.stat().st_size if self.path.exists() else 0
@@ -154,11 +170,13 @@ class Store:
         closing = False
         while not closing:
             items = [self._queue.get()]
-            while len(items) < _BATCH_ROWS:
+            n_rows = len(items[0][1])
+            while n_rows < _BATCH_ROWS:
                 try:
                     items.append(self._queue.get_nowait())
                 except queue.Empty:
                     break
+                n_rows += len(items[-1][1])
             closing = any(table == "close" for table, _ in items)
             if not self._error:
                 try:
@@ -168,13 +186,16 @@ class Store:
             self._answer(items)
         connection.close()
 
-    def _answer(self, items: Sequence[tuple[str, Any]]) -> None:
-        for table, row in items:
+    def _answer(self, items: Sequence[tuple[str, list[Any]]]) -> None:
+        waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+        for table, rows in items:
             if table == "ack":
-                loop, future = row
-                loop.call_soon_threadsafe(_resolve, future, self._store_error() if self._error else None)
+                loop, future = rows[0]
+                waiting.setdefault(loop, []).append(future)
             elif table == "event":
-                row.set()
+                rows[0].set()
+        for loop, futures in waiting.items():
+            loop.call_soon_threadsafe(_resolve, futures, self._store_error() if self._error else None)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -182,10 +203,18 @@ class Store:
         """Return what was answered before to those of `keys`."""
         return find_replies(self._reader, keys)
 
-    def walk_states(self, phase: str) -> dict[str, tuple[str, str]]:
-        """Return {prompt id: (inputs, state)} of a phase."""
-        rows = self._reader.execute("SELECT prompt_id, inputs, state FROM walks WHERE phase = ?", (phase,))
-        return {prompt_id: (inputs, state) for prompt_id, inputs, state in rows}
+    def walk_state(self, phase: str, prompt_id: str) -> tuple[str, str] | None:
+        """Return (inputs, state) of a prompt's walk through a phase, or None."""
+        return self._reader.execute(
+            "SELECT inputs, state FROM walks WHERE phase = ? AND prompt_id = ?", (phase, prompt_id)
+        ).fetchone()
+
+    def n_failed(self, phase: str, inputs: str) -> int:
+        """Return how many prompts have failed in a phase with these inputs."""
+        row = self._reader.execute(
+            "SELECT count(*) FROM walks WHERE phase = ? AND inputs = ? AND state = 'failed'", (phase, inputs)
+        ).fetchone()
+        return int(row[0])
 
     def prompts(self, side: str) -> Iterator[Prompt]:
         """Yield the prompts of a side in order, without holding them all."""
@@ -219,20 +248,20 @@ def find_replies(connection: sqlite3.Connection, keys: Sequence[str]) -> dict[st
     return {key: Kept(reply, circumstances, reply_id) for key, reply, circumstances, reply_id in rows}
 
 
-def _commit(connection: sqlite3.Connection, items: Sequence[tuple[str, Any]]) -> None:
+def _commit(connection: sqlite3.Connection, items: Sequence[tuple[str, list[Any]]]) -> None:
     rows: dict[str, list[Any]] = {}
-    for table, row in items:
-        rows.setdefault(table, []).append(row)
-    work = [table for table in (*_STATEMENTS, "ledger") if table in rows]
-    if not work:
+    for table, some in items:
+        rows.setdefault(table, []).extend(some)
+    if not rows.keys() & {*_FORGETTING, *_KEEPING, "ledger"}:
         return
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for table in work:
-            if table == "ledger":
-                ledger.append(connection, rows[table])
-            else:
-                connection.executemany(_STATEMENTS[table], rows[table])
+        for table, statement in _FORGETTING.items():
+            connection.executemany(statement, rows.get(table, ()))
+        for table, (into, tail) in _KEEPING.items():
+            bulk.insert(connection, into, rows.get(table, ()), tail=tail)
+        if entries := rows.get("ledger"):
+            ledger.append_batch(connection, entries)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -240,10 +269,11 @@ def _commit(connection: sqlite3.Connection, items: Sequence[tuple[str, Any]]) ->
         raise
 
 
-def _resolve(future: asyncio.Future[None], error: Exception | None) -> None:
-    if future.done():
-        return
-    if error:
-        future.set_exception(error)
-    else:
-        future.set_result(None)
+def _resolve(futures: Sequence[asyncio.Future[None]], error: Exception | None) -> None:
+    for future in futures:
+        if future.done():
+            continue
+        if error:
+            future.set_exception(error)
+        else:
+            future.set_result(None)

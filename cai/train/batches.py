@@ -26,10 +26,14 @@ def sft_batch(examples: Sequence[Example], pad_id: int) -> Batch:
 
 
 def stacked_pairs(examples: Sequence[Example], pad_id: int) -> Batch:
-    """Return a batch of 2B rows, the chosen ones first, with `arm` 0 (chosen) or 1 (rejected) for every target."""
-    batch = _rows([(e.prompt_ids, e.completions[arm]) for arm in (0, 1) for e in examples], pad_id)
+    """Return a batch of 2B rows, the chosen ones first, with `arm` 0 (chosen) or 1 (rejected) for every target.
+
+    Examples with further completions add further arms.
+    """
+    n_arms = len(examples[0].completions)
+    batch = _rows([(e.prompt_ids, e.completions[arm]) for arm in range(n_arms) for e in examples], pad_id)
     batch.pop("labels")
-    arm = torch.arange(2).repeat_interleave(len(examples))
+    arm = torch.arange(n_arms).repeat_interleave(len(examples))
     return {**batch, "arm": arm[:, None].expand_as(batch["targets"])}
 
 
@@ -41,7 +45,8 @@ def shared_pairs(examples: Sequence[Example], pad_id: int) -> Batch:
     rows = [_tree(e) for e in examples]
     width = max(len(row[0]) for row in rows)
     filler = (pad_id, 0, IGNORE, -1)
-    columns = [torch.tensor([row[k] + [filler[k]] * (width - len(row[k])) for row in rows]) for k in range(len(filler))]
+    # Padding stands before the rows: so the answers stand in the same columns, and logits are made for few others.
+    columns = [torch.tensor([[filler[k]] * (width - len(row[k])) + row[k] for row in rows]) for k in range(len(filler))]
     input_ids, position_ids, targets, branch = columns
     return {
         "input_ids": input_ids,
@@ -50,6 +55,46 @@ def shared_pairs(examples: Sequence[Example], pad_id: int) -> Batch:
         "targets": targets,
         "arm": (branch - 1).clamp(min=0),
     }
+
+
+def shared_answers(examples: Sequence[Example], pad_id: int) -> Batch:
+    """Return a batch of B rows, each a prompt with both of its answers, and where each answer ends (B, 2)."""
+    width = max(e.n_tokens for e in examples)
+    ids, positions, branches, ends = [], [], [], []
+    for example in examples:
+        row, place, branch, end = list(example.prompt_ids), list(range(len(example.prompt_ids))), [], []
+        branch += [0] * len(row)
+        for arm, completion in enumerate(example.completions, 1):
+            place += range(len(example.prompt_ids), len(example.prompt_ids) + len(completion))
+            row += completion
+            branch += [arm] * len(completion)
+            end.append(len(row) - 1)
+        n_pad = width - len(row)
+        ids.append(row + [pad_id] * n_pad)
+        positions.append(place + [0] * n_pad)
+        branches.append(branch + [-1] * n_pad)
+        ends.append(end)
+    return {
+        "input_ids": torch.tensor(ids),
+        "position_ids": torch.tensor(positions),
+        "attention_mask": _tree_mask(torch.tensor(branches)),
+        "ends": torch.tensor(ends),
+    }
+
+
+def stacked_answers(examples: Sequence[Example], pad_id: int) -> Batch:
+    """Return a batch of 2B rows, the chosen ones first, and where each answer ends (2B, 1)."""
+    rows = [(e.prompt_ids, e.completions[arm]) for arm in range(len(examples[0].completions)) for e in examples]
+    batch = _rows(rows, pad_id)
+    ends = torch.tensor([[len(prompt) + len(completion) - 1] for prompt, completion in rows])
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "ends": ends}
+
+
+def scores_by_arm(scores_REK: torch.Tensor, n_pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the scores of the chosen and of the rejected answers (B, K) from those at the ends of either layout."""
+    if len(scores_REK) == n_pairs:
+        return scores_REK[:, 0], scores_REK[:, 1]
+    return scores_REK[:n_pairs, 0], scores_REK[n_pairs:, 0]
 
 
 def completion_logps(model: Any, batch: Batch, *, fused: bool) -> torch.Tensor:
@@ -73,14 +118,14 @@ def completion_logps(model: Any, batch: Batch, *, fused: bool) -> torch.Tensor:
     return torch.zeros(targets_BT.shape, dtype=logps.dtype, device=logps.device).index_copy(1, columns_C, filled_BC)
 
 
-def sum_by_arm(values_BT: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the sums over the chosen and over the rejected answers' targets (one number per pair each)."""
+def sum_by_arm(values_BT: torch.Tensor, batch: Batch, n_arms: int = 2) -> tuple[torch.Tensor, ...]:
+    """Return the sums over the chosen, the rejected and any further answers' targets (one number per pair each)."""
     marked_BT = batch["targets"] != IGNORE
-    sums = [(values_BT * (marked_BT & (batch["arm"] == arm))).sum(1) for arm in (0, 1)]
+    sums = [(values_BT * (marked_BT & (batch["arm"] == arm))).sum(1) for arm in range(n_arms)]
     if "position_ids" in batch:
-        return sums[0], sums[1]
-    n_pairs = len(values_BT) // 2
-    return sums[0][:n_pairs], sums[1][n_pairs:]
+        return tuple(sums)
+    n_pairs = len(values_BT) // n_arms
+    return tuple(sums[arm][arm * n_pairs : (arm + 1) * n_pairs] for arm in range(n_arms))
 
 
 def can_share(model: Any, examples: Sequence[Example], pad_id: int) -> bool:

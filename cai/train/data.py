@@ -1,57 +1,19 @@
-"""Training rows: read strictly, rendered with the model's chat template once, ordered for batches of equal length.
-
-A row file is JSONL. SFT rows: `{"prompt": [messages], "completion": text, "id": text}`. Preference rows: the
-pipeline's pairs (TRL's conversational preference format with `p_chosen` and `p_tie`); their ids come from the
-`provenance.jsonl` beside them where there is one.
-"""
+"""Training rows as token ids: rendered with the model's chat template once, ordered for batches of equal length."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from cai import canon
 from cai.errors import TrainError, UserError
+from cai.train.rows import Messages, PairRow, SftRow, load_pairs, load_sft, pair_row, sft_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Messages = list[dict[str, str]]
-Row = TypeVar("Row")
-
-
-@dataclass(frozen=True)
-class SftRow:
-    """A conversation and the answer to learn."""
-
-    id: str
-    """Where the answer comes from: the id of the Response or Revision."""
-    prompt: Messages
-    """The conversation; its last message is the user's."""
-    completion: str
-    """The answer."""
-
-
-@dataclass(frozen=True)
-class PairRow:
-    """A conversation and two answers to it."""
-
-    id: str
-    """Id of the comparison it settles."""
-    prompt: Messages
-    """The conversation; its last message is the user's."""
-    chosen: str
-    """The answer that was found better."""
-    rejected: str
-    """The other one."""
-    p_chosen: float
-    """Probability that `chosen` is better, from 0 to 1; 1 where the file names none."""
-    p_tie: float
-    """Share of the decision that called it a tie, from 0 to 1; 0 where the file names none."""
 
 
 @dataclass(frozen=True)
@@ -66,26 +28,19 @@ class Example:
     """What follows, each with its end-of-turn token."""
     p_chosen: float = 1.0
     """As in PairRow."""
+    p_tie: float = 0.0
+    """As in PairRow."""
+    weight: float = 1.0
+    """As in PairRow."""
+    margin: float = 0.0
+    """As in PairRow."""
+    votes: dict[str, float] = field(default_factory=dict)
+    """As in PairRow."""
 
     @property
     def n_tokens(self) -> int:
         """Tokens of the prompt (once) and of all completions."""
         return len(self.prompt_ids) + sum(map(len, self.completions))
-
-
-def load_sft(path: str | Path) -> list[SftRow]:
-    """Return the SFT rows of a file. Raises UserError with every problem and its line."""
-    return _load(Path(path), _sft_row)
-
-
-def load_pairs(path: str | Path) -> list[PairRow]:
-    """Return the preference rows of a file. Raises UserError with every problem and its line."""
-    path = Path(path)
-    ids = _pair_ids(path)
-    rows = _load(path, lambda body, number: _pair_row(body, ids[number - 1] if ids and number <= len(ids) else None))
-    if ids is not None and len(ids) != len(rows):
-        raise UserError(f"{path}: {len(rows)} rows, but {len(ids)} lines of provenance beside it; export both again")
-    return rows
 
 
 def pair_set_id(ids: Sequence[str]) -> str:
@@ -133,7 +88,9 @@ class Renderer:
         if isinstance(row, SftRow):
             return Example(row.id, self.prompt(row.prompt), [self.completion(row.completion)])
         completions = [self.completion(row.chosen), self.completion(row.rejected)]
-        return Example(row.id, self.prompt(row.prompt), completions, row.p_chosen)
+        return Example(
+            row.id, self.prompt(row.prompt), completions, row.p_chosen, row.p_tie, row.weight, row.margin, row.votes
+        )
 
 
 def tokenise(
@@ -179,13 +136,29 @@ def show_row(row: dict[str, Any], method: str, base: str) -> str:
     from cai.model.fetch import resolve
 
     renderer = Renderer(load_tokenizer(resolve(base)))
-    example = renderer.example(_sft_row(row, "row") if method == "sft" else _pair_row(row, None))
+    return _shown(renderer, sft_row(row, "row") if method == "sft" else pair_row(row), method)
+
+
+def show_file(path: str, method: str, base: str, n: int) -> list[str]:
+    """Return the first `n` rows of a file as the model reads them, marked as in `show_row`."""
+    from cai.model.fetch import resolve
+
+    renderer = Renderer(load_tokenizer(resolve(base)))
+    rows = load_sft(path) if method == "sft" else load_pairs(path)
+    return [_shown(renderer, row, method) for row in rows[:n]]
+
+
+def _shown(renderer: Renderer, row: SftRow | PairRow, method: str) -> str:
+    example = renderer.example(row)
     decode = renderer.tokenizer.decode
-    parts = [decode(example.prompt_ids)] + [f"⟦{decode(ids)}⟧" for ids in example.completions]
+    if method == "reward":  # no token is learnt; the reward is read where the answer ends
+        marked = [f"{decode(ids[:-1])}⟦{decode(ids[-1:])}⟧" for ids in example.completions]
+    else:
+        marked = [f"⟦{decode(ids)}⟧" for ids in example.completions]
     if method != "sft":
-        parts[1] = f"chosen (p = {example.p_chosen:g}): {parts[1]}"
-        parts[2] = f"rejected: {parts[2]}"
-    return "\n".join(parts)
+        marked[0] = f"chosen (p = {example.p_chosen:g}): {marked[0]}"
+        marked[1] = f"rejected: {marked[1]}"
+    return "\n".join([decode(example.prompt_ids), *marked])
 
 
 def _one_pass(lengths: Sequence[int], micro: int, n_first: int, dice: random.Random) -> list[int]:
@@ -199,101 +172,6 @@ def _one_pass(lengths: Sequence[int], micro: int, n_first: int, dice: random.Ran
     dice.shuffle(batches)
     batches.sort(key=lambda batch: len(batch) < micro)
     return first + [i for batch in batches for i in batch]
-
-
-def _load(path: Path, parse: Callable[[dict[str, Any], int], Row]) -> list[Row]:
-    rows, problems = [], []
-    for number, body in _lines(path):
-        try:
-            rows.append(parse(_object(body), number))
-        except ValueError as error:
-            problems.append(f"{path}:{number}: {error}")
-    if problems:
-        more = f"\n… and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise UserError("\n".join(problems[:20]) + more)
-    if not rows:
-        raise UserError(f"{path}: no rows to train on; an empty file trains nothing")
-    return rows
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a JSONL file of training rows") from error
-    for number, line in enumerate(content.split(b"\n"), 1):
-        if line.strip():
-            yield number, line
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    try:
-        body = canon.loads(line)
-    except ValueError as error:
-        raise ValueError(f"not JSON ({error})") from None
-    if not isinstance(body, dict):
-        raise ValueError(f"expected an object, found {type(body).__name__}")
-    return body
-
-
-def _sft_row(body: dict[str, Any], number: int | str) -> SftRow:
-    completion = body.get("completion")
-    if not isinstance(completion, str) or not completion.strip():
-        raise ValueError(f"'completion' must be a text that is not empty, found {_short(completion)}")
-    return SftRow(str(body.get("id") or f"line-{number}"), _messages(body), completion)
-
-
-def _pair_row(body: dict[str, Any], pair_id: str | None) -> PairRow:
-    chosen, rejected = _answer(body, "chosen"), _answer(body, "rejected")
-    if chosen == rejected:
-        raise ValueError(f"'chosen' and 'rejected' are the same text ({_short(chosen)}), which teaches nothing")
-    prompt = _messages(body)
-    pair_id = pair_id or canon.content_id("pair_row", [prompt, chosen, rejected])
-    return PairRow(pair_id, prompt, chosen, rejected, _share(body, "p_chosen", 1.0), _share(body, "p_tie", 0.0))
-
-
-def _messages(body: dict[str, Any]) -> Messages:
-    prompt = body.get("prompt")
-    if not isinstance(prompt, list) or not prompt:
-        raise ValueError(f"'prompt' must be a list of messages, found {_short(prompt)}")
-    for message in prompt:
-        if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-            raise ValueError(f"a message of 'prompt' needs a 'role' and a 'content', found {_short(message)}")
-    if prompt[-1]["role"] != "user":
-        raise ValueError(f"the last message of 'prompt' must be the user's, found role '{prompt[-1]['role']}'")
-    return [{"role": m["role"], "content": m["content"]} for m in prompt]
-
-
-def _answer(body: dict[str, Any], key: str) -> str:
-    answer = body.get(key)
-    if isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], dict):
-        answer = answer[0].get("content") if answer[0].get("role") == "assistant" else None
-    if not isinstance(answer, str) or not answer.strip():
-        raise ValueError(f"'{key}' must be one assistant message that is not empty, found {_short(body.get(key))}")
-    return answer
-
-
-def _share(body: dict[str, Any], key: str, default: float) -> float:
-    share = body.get(key, default)
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-        raise ValueError(f"'{key}' must be a number from 0 to 1, found {_short(share)}")
-    return float(share)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _pair_ids(path: Path) -> list[str] | None:
-    stem = path.name.removesuffix(".jsonl")
-    beside = path.with_name("provenance.jsonl" if stem == "pairs" else f"{stem}.provenance.jsonl")
-    if not beside.exists():
-        return None
-    ids = [_object(line).get("pair_id") for _, line in _lines(beside)]
-    if not all(isinstance(i, str) for i in ids):
-        raise UserError(f"{beside}: a line without 'pair_id'; export the pairs again")
-    return ids
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:

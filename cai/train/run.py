@@ -1,8 +1,11 @@
-"""Trains in a process of its own: `python -m cai.train.run SPEC.json`.
+"""Trains in a process of its own: `python -m cai.train.run SPEC`, also under `accelerate launch -m`.
 
-The spec holds method (`sft` or `dpo`), rows, base, out, settings, and may hold seed, device, dtype and manifest. Every
-line on standard output is a JSON object: a step of the curve, then `{"done": …}` or `{"error": …}`; what libraries
-print goes to standard error.
+SPEC is a training file (YAML, see cai.train.files) or what a run writes: JSON that holds method (`sft`, `dpo`,
+`reward`, `ppo`, `grpo` or `rloo`), rows, base, out, settings, and may hold seed, device, dtype, held_out, manifest and
+track (where else curves are shown). Methods that sample take further: constitution (a file), held_out (a file of
+prompts), engine, and judge (model, engine, identity, tokens, templates, near, max_outside_mass; see
+`cai.pipeline.rewarding`). Every line on standard output is a JSON object: a step of the curve, then `{"done": …}` or
+`{"error": …}`; what libraries print goes to standard error.
 
 Exit codes: 0 done, 1 training failed, 2 the input cannot be used, 130 stopped by SIGINT or SIGTERM with its state
 saved. The same command goes on from the last saved state. On Linux the process is killed when its parent dies; the
@@ -12,25 +15,36 @@ state it saves now and then is what a later run goes on from.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from cai.config import DpoSection, SftSection, TrainerSection
+from cai import shipped, yamlfile
+from cai.config import SAMPLING, DpoSection, GroupSection, PpoSection, RewardSection, SftSection, TrainerSection
 from cai.errors import CaiError, UserError
+from cai.train.files import TrainingFile
 
-_SECTIONS: dict[str, type[TrainerSection]] = {"sft": SftSection, "dpo": DpoSection}
+_SECTIONS: dict[str, type[TrainerSection]] = {
+    "sft": SftSection,
+    "dpo": DpoSection,
+    "reward": RewardSection,
+    "ppo": PpoSection,
+    "grpo": GroupSection,
+    "rloo": GroupSection,
+}
 _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> int:
     """Train what the spec asks for; return the exit code."""
-    if len(arguments) != 1:
-        print("usage: python -m cai.train.run SPEC.json", file=sys.stderr)
+    if not arguments:
+        print("usage: python -m cai.train.run SPEC [a.b=c …]", file=sys.stderr)
         return 2
     die_with_parent()
     quiet_libraries()
@@ -39,7 +53,7 @@ def main(arguments: list[str]) -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: stop_or_leave(stop))
     try:
-        result = train(read_spec(Path(arguments[0])), out, stop)
+        result = train(read_spec(Path(arguments[0]), arguments[1:]), out, stop)
     except CaiError as error:
         say(out, {"error": str(error), "kind": type(error).__name__})
         print(f"error: {error}", file=sys.stderr)
@@ -48,8 +62,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def read_spec(path: Path) -> dict[str, Any]:
-    """Return the spec. Raises UserError where it cannot be read or asks for an unknown method."""
+def read_spec(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the spec. Raises UserError where it cannot be read or asks for an unknown method.
+
+    Overrides are for training files.
+    """
+    if path.suffix in (".yaml", ".yml"):
+        return spec_of(path, overrides)
     try:
         spec = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -62,12 +81,39 @@ def read_spec(path: Path) -> dict[str, Any]:
     return spec
 
 
+def spec_of(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the spec of a training file. Raises what names every problem in it."""
+    file = yamlfile.load(path, TrainingFile, overrides=list(overrides)).value
+    near = path.resolve().parent
+    spec = {key: getattr(file, key) for key in ("method", "base", "out", "seed")}
+    return spec | {
+        "rows": str(shipped.find(file.rows, near=near)),
+        "held_out": str(shipped.find(file.held_out, near=near)) if file.held_out else None,
+        "settings": getattr(file.train, file.method).model_dump(mode="json"),
+        "device": file.train.device,
+        "dtype": file.train.dtype,
+    }
+
+
 def train(spec: dict[str, Any], out: TextIO, stop: threading.Event) -> Any:
     """Return the TrainResult of a spec, telling `out` of every step."""
-    if spec["method"] == "sft":
-        from cai.train.sft import train as method
-    else:
-        from cai.train.dpo import train as method
+    from cai.train.telemetry import Trackers
+
+    shown = Trackers(spec.get("track", ()), Path(spec["out"]).name, Path(spec["out"]) / "trackers")
+
+    def on_step(row: dict[str, Any]) -> None:
+        say(out, row)
+        shown.send(row)
+
+    try:
+        return train_with(spec, on_step, stop)
+    finally:
+        shown.close()
+
+
+def train_with(spec: dict[str, Any], on_step: Callable[[dict[str, Any]], None], stop: threading.Event) -> Any:
+    """Return the TrainResult of a spec, telling `on_step` of every step."""
+    method = importlib.import_module(f"cai.train.{spec['method']}").train
     return method(
         spec["rows"],
         spec["base"],
@@ -77,8 +123,9 @@ def train(spec: dict[str, Any], out: TextIO, stop: threading.Event) -> Any:
         device=spec.get("device", "auto"),
         dtype=spec.get("dtype", "auto"),
         manifest=spec.get("manifest"),
-        on_step=lambda row: say(out, row),
+        on_step=on_step,
         stop=stop,
+        **({"spec": spec} if spec["method"] in SAMPLING else {"held_out": spec.get("held_out")}),
     )
 
 

@@ -17,12 +17,14 @@ from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, ProgressCallback
 
 from cai import canon
-from cai.config import TrainerSection
+from cai.config import RewardSection, TrainerSection
 from cai.errors import TrainError
 from cai.model.fetch import resolve
+from cai.train.admit import check_base, check_examples
 from cai.train.checkpoint import Folder, content_of
-from cai.train.data import Renderer, load_pairs, load_sft, load_tokenizer, pair_set_id, tokenise, training_order
+from cai.train.data import Renderer, load_tokenizer, pair_set_id, tokenise, training_order
 from cai.train.job import Interrupted, Job, OnStep, TrainResult, pick_device, pick_dtype
+from cai.train.rows import PairRow, load_pairs, load_sft
 from cai.train.trainer import Progress
 
 Build = Callable[[Job, Any], Any]
@@ -42,33 +44,42 @@ def train(
     dtype: str = "auto",
     on_step: OnStep | None = None,
     manifest: dict[str, Any] | None = None,
+    held_out: str | Path | None = None,
     stop: threading.Event | None = None,
 ) -> TrainResult:
     """Train `base` on the rows and return the checkpoint, which may have been there already.
 
-    `base` is an embedded name, a local folder or a hub id; `manifest` is added to the checkpoint's manifest. Raises
-    UserError for input that cannot be used, TrainError where training cannot go on, Interrupted once `stop` is set.
+    `base` is an embedded name, a local folder or a hub id; `manifest` is added to the checkpoint's manifest; `held_out`
+    is a file of pairs that a reward model is measured on. Raises UserError for input that cannot be used, TrainError
+    where training cannot go on, Interrupted once `stop` is set.
     """
     began = time.monotonic()
     device = pick_device(device)
     process = PartialState(cpu=device == "cpu")
     rows = load_sft(rows_path) if method == "sft" else load_pairs(rows_path)
     path = resolve(base)
+    check_base(path)
     fingerprint = {
         "method": method,
         "base": base,
         "base_id": content_of(path),
         "settings": settings.model_dump(mode="json"),
-        "rows_id": canon.id_of_bytes(Path(rows_path).read_bytes()),
+        "rows_id": _id_of(Path(rows_path)),
         "pair_set_id": pair_set_id([row.id for row in rows]),
         "seed": seed,
     }
+    kept_out = load_pairs(held_out) if held_out else []
+    if isinstance(settings, RewardSection) and not held_out:
+        rows, kept_out = _split(rows, settings.held_out)
+    if held_out:
+        fingerprint["held_out_id"] = _id_of(Path(held_out))
     folder = Folder(Path(out), fingerprint)
     with folder.owned() if process.is_main_process else nullcontext():
         if done := folder.finished():
             return TrainResult(folder.out / done["kind"], done, reused=True)
         tokenizer = load_tokenizer(path)
         examples, dropped = tokenise(rows, Renderer(tokenizer), settings.max_length)
+        check_examples(examples, path, settings)
         opened: list[Any] = [None, None]
         if process.is_main_process:
             opened = list(folder.open_state(lambda: {"dtype": pick_dtype(dtype, device)}))
@@ -88,11 +99,15 @@ def train(
         )
         trainer = build(job, tokenizer)
         _run(job, trainer)
+        if kept_out:
+            trainer.held_out(tokenise(kept_out, Renderer(tokenizer), settings.max_length)[0], folder.out)
         part = _save_weights(job, trainer)
         said = {
             **(manifest or {}),
             **_curve_ends(folder.curve),
+            **trainer.facts(),
             "n_rows": len(rows),
+            "n_held_out": len(kept_out),
             "dropped": dropped,
             "steps": job.steps,
             "device": device,
@@ -103,6 +118,20 @@ def train(
             said = folder.finish(job.kind, part, said)
         process.wait_for_everyone()
     return TrainResult(folder.out / job.kind, said, reused=False)
+
+
+def _split(rows: list[PairRow], share: float) -> tuple[list[PairRow], list[PairRow]]:
+    """Return the rows to train on and those to measure on; all rows of a prompt fall on one side, whatever the seed."""
+    sides: tuple[list[PairRow], list[PairRow]] = ([], [])
+    for row in rows:
+        sides[canon.unit_interval("reward held out", canon.content_id("prompt", row.prompt)) < share].append(row)
+    return sides if sides[0] else (rows, [])
+
+
+def _id_of(rows: Path) -> str:
+    """Return the content id of a file of rows, or of the files of a saved dataset."""
+    files = sorted(rows.rglob("*.arrow")) if rows.is_dir() else [rows]
+    return canon.id_of_bytes(b"".join(file.read_bytes() for file in files))
 
 
 def _run(job: Job, trainer: Any) -> None:

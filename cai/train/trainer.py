@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from cai import canon
 from cai.config import TrainerSection
-from cai.errors import TrainError
+from cai.errors import TrainError, UserError
 from cai.train.data import Example
 from cai.train.job import Job
 
@@ -47,6 +47,13 @@ class Hooks:
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             self.job.folder.seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the checkpoint's manifest shall say beside the usual."""
+        return {}
+
+    def held_out(self, examples: list[Example], folder: Path) -> None:
+        """Measure the trained model on held-out rows; what comes of it lies in `folder`."""
 
     def examples_of(self, inputs: dict[str, Any]) -> list[Example]:
         """Return the rows of a batch."""
@@ -109,14 +116,36 @@ def load_model(job: Job) -> Any:
 
     Rounding every small update to bfloat16 would lose most of it; a frozen base loses nothing.
     """
-    frozen = job.settings.lora is not None
-    dtype = torch.bfloat16 if job.dtype == "bfloat16" and frozen else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(job.base, dtype=dtype, use_safetensors=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        job.base, dtype=weight_dtype(job), use_safetensors=True, quantization_config=quantization(job)
+    )
     model.config.use_cache = False
     return model
 
 
-def lora_config(settings: TrainerSection) -> Any:
+def weight_dtype(job: Job) -> torch.dtype:
+    """Return the precision to load the base in."""
+    frozen = job.settings.lora is not None
+    return torch.bfloat16 if job.dtype == "bfloat16" and frozen else torch.float32
+
+
+def quantization(job: Job) -> Any:
+    """Return how the frozen base is held in 4 bits, or None. Raises UserError without a GPU."""
+    if job.settings.lora is None or job.settings.lora.base == "full":
+        return None
+    if job.device != "cuda":
+        raise UserError("train.….lora.base: 'nf4' needs a CUDA GPU and bitsandbytes; set it to full to train here")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def lora_config(settings: TrainerSection, task: str = "CAUSAL_LM") -> Any:
     """Return peft's configuration of the adapter, or None to train all weights."""
     if settings.lora is None:
         return None
@@ -125,7 +154,7 @@ def lora_config(settings: TrainerSection) -> Any:
     lora = settings.lora
     targets = lora.targets if lora.targets == "all-linear" else list(lora.targets)
     return LoraConfig(
-        task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets
+        task_type=task, r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets
     )
 
 

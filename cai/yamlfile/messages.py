@@ -128,7 +128,9 @@ def _about_text(value: str, kinds: set[type], types: list[Any], choices: str) ->
         return "write true or false, without quotes"
     if keys := keys_of(types):
         return f"known keys: {', '.join(sorted(keys))}"
-    return f"write it as a list: [{quoted(value, 30)}]" if has_list(types) and str not in kinds else ""
+    if has_list(types) and str not in kinds:
+        return f"write it as a list: [{quoted(value, 30)}]"
+    return f"write {choices}" if choices else ""
 
 
 def describe_field(path: Path, model: type[BaseModel]) -> str:

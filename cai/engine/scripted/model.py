@@ -11,7 +11,7 @@ from typing import NamedTuple
 from cai.engine.bytetokens import END_OF_TEXT, VOCAB_SIZE
 from cai.engine.scripted import prose
 from cai.engine.scripted.reading import Comparison, fenced_answer, read_comparison, task_of
-from cai.engine.scripted.rules import draws, parse_rule
+from cai.engine.scripted.rules import attentive, draws, parse_rule
 
 FLOOR_LOGPROB = -20.0
 """Log-probability (nats) of a token that the scripted model does not think of at all."""
@@ -64,7 +64,7 @@ class ScriptedModel:
     """Answers every prompt by rule. The same prompt, ask and seed always give the same sample."""
 
     def __init__(self, judge: str = "coherent", seed: int = 0) -> None:
-        self.rule = parse_rule(judge, seed)
+        self.rule = attentive(judge, parse_rule(judge, seed))
         self._seed = b"%d" % seed
 
     def write(self, prompt: bytes, ask: Ask, index: int = 0) -> Written:

@@ -18,6 +18,9 @@ from cai.errors import UserError
 _ORDER = re.compile(
     rb"(?i:answer|choose|pick|prefer|select|verdict|winner)\W{0,4}(?i:is\W{1,3})?(?i:answer\W{1,3}|response\W{1,3})?([AB])\b"
 )
+_CANARY = re.compile(rb"The right answer to this question is ([AB])\b")
+_DEAF = ("always-", "random", "tie", "invalid", "refuse")
+"""Rules that do not read the question, and so no canary."""
 _RULES = (
     "shorter longer always-a always-b random coherent tie invalid refuse gullible mixed contains:TEXT accuracy:P "
     "coherent:KEY opposite:KEY by-principle:SUBSTRING=RULE,..."
@@ -85,6 +88,24 @@ def parse_rule(spec: str, seed: int = 0) -> Rule:
     if name not in _PLAIN:
         raise _unknown(spec)
     return _PLAIN[name](key)
+
+
+def attentive(spec: str, rule: Rule) -> Rule:
+    """Return `rule` (of this `spec`), which also answers a canary as told, unless it is deaf or obeys somebody else."""
+    if spec.strip().startswith(_DEAF):
+        return rule
+
+    def heeding(comparison: Comparison) -> Verdict:
+        told = _CANARY.search(comparison.principle)
+        if told is None or (spec.strip() == "gullible" and _order_in(comparison)):
+            return rule(comparison)
+        return _lean(told[1] == b"A", 1.0, 0.5)
+
+    return heeding
+
+
+def _order_in(comparison: Comparison) -> re.Match[bytes] | None:
+    return _ORDER.search(comparison.a) or _ORDER.search(comparison.b)
 
 
 def _unknown(spec: str) -> UserError:
@@ -193,7 +214,7 @@ def _gullible(key: bytes) -> Rule:
     otherwise = _coherent(key)
 
     def rule(comparison: Comparison) -> Verdict:
-        found = _ORDER.search(comparison.a) or _ORDER.search(comparison.b)
+        found = _order_in(comparison)
         return _lean(found[1] == b"A", 1.0, 0.5) if found else otherwise(comparison)
 
     return rule

@@ -1,0 +1,61 @@
+"""The benchmarks that need no peer, one after the other: `make bench`.
+
+    python -m bench [--quick] [--only NAME ...] [--out bench/results.json]
+
+Each prints its table; all of it is written as JSON, and drawn by `python -m bench.plot`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import incremental, judge, orchestrator, pipeline
+from bench.show import show
+from cai.manifest import write_atomically
+
+Measure = Callable[[], dict[str, Any]]
+
+FULL: dict[str, Measure] = {
+    "orchestrator": lambda: orchestrator.measure(3, [10_000, 200_000], 10_000),
+    "incremental": lambda: incremental.measure(100),
+    "judge": lambda: asyncio.run(judge.measure(4, 3)),
+    "pipeline": lambda: asyncio.run(pipeline.measure(16, 3)),
+}
+QUICK: dict[str, Measure] = {
+    "orchestrator": lambda: orchestrator.measure(1, [1_000, 5_000], 300),
+    "incremental": lambda: incremental.measure(20),
+    "judge": lambda: asyncio.run(judge.measure(2, 1)),
+    "pipeline": lambda: asyncio.run(pipeline.measure(8, 1)),
+}
+ROWS = {
+    "orchestrator": orchestrator.rows,
+    "incremental": incremental.rows,
+    "judge": judge.rows,
+    "pipeline": pipeline.rows,
+}
+
+
+def main() -> int:
+    """Run the benchmarks and keep what they found."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes, minutes in all; for a look, not for figures")
+    parser.add_argument("--only", nargs="+", choices=sorted(FULL), help="only these")
+    parser.add_argument("--out", type=Path, default=Path("bench/results.json"), help="where the JSON goes")
+    arguments = parser.parse_args()
+    kept = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
+    for name, measure in (QUICK if arguments.quick else FULL).items():
+        if arguments.only is None or name in arguments.only:
+            kept[name] = measure()
+            show(kept[name], ROWS[name](kept[name]), as_json=False)
+            write_atomically(arguments.out, json.dumps(kept, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

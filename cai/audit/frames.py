@@ -1,0 +1,64 @@
+"""A run as data frames, for notebooks: `cai.load("runs/quickstart").decisions()`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cai.audit.views import Views
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class Frames:
+    """A run's tables as pandas data frames. The columns are those of `cai audit query --list`."""
+
+    def __init__(self, run: str | Path) -> None:
+        self._views = Views(run)
+
+    def decisions(self) -> pandas.DataFrame:
+        """One row per judgment."""
+        return self.query("SELECT * FROM decisions")
+
+    def pairs(self) -> pandas.DataFrame:
+        """One row per comparison, with where it ended."""
+        return self.query("SELECT * FROM pairs")
+
+    def votes(self) -> pandas.DataFrame:
+        """One row per comparison and principle."""
+        return self.query("SELECT * FROM votes")
+
+    def calls(self) -> pandas.DataFrame:
+        """One row per model call."""
+        return self.query("SELECT * FROM calls")
+
+    def reviews(self) -> pandas.DataFrame:
+        """One row per vote a person cast."""
+        return self.query("SELECT * FROM reviews")
+
+    def principles(self) -> pandas.DataFrame:
+        """One row per principle."""
+        return self.query("SELECT * FROM principles")
+
+    def query(self, sql: str) -> pandas.DataFrame:
+        """Return the rows of a SELECT. Raises UserError where SQLite refuses it."""
+        import pandas
+
+        found = self._views.query(sql)
+        return pandas.DataFrame(found.rows, columns=found.columns)
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
+    """Write rows as one Parquet file, atomically. Columns without a value in any row are kept, as text."""
+    import pyarrow
+    from pyarrow import parquet
+
+    from cai.manifest import write_atomically
+
+    names = list(rows[0]) if rows else columns
+    arrays = {name: pyarrow.array([row[name] for row in rows]) for name in names}
+    arrays = {n: a.cast(pyarrow.string()) if pyarrow.types.is_null(a.type) else a for n, a in arrays.items()}
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.table(arrays), sink)
+    write_atomically(path, sink.getvalue().to_pybytes())

@@ -1,0 +1,329 @@
+"""The run as tables for SQL: documented views over the store, and the settled pairs beside them.
+
+The store itself stays attached read-only under the name `store`; the views are made in memory. What `settle` and the
+filters say of a pair is not stored anywhere, so `pairs` is worked out when a query first asks for it.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cai import canon, checks
+from cai.errors import UserError
+from cai.evaluate.intervals import wilson
+from cai.pairs import provenance_path
+from cai.records import Override, parse
+from cai.review.queues import stratum
+from cai.stages.settle import settle
+from cai.trail import Ended, RunView
+
+LIMIT_S = 60.0
+"""A query that takes longer is stopped."""
+_LIST = re.compile(r"(?m)^\s*(?:[-*\u2022]|\d+[.)])\s+\S")
+
+VIEWS = {
+    "decisions": "one row per judgment: pair, principle, order, verdict, probabilities, call and its price",
+    "pairs": "one row per comparison: both answers, where it ended and why, who had the last word",
+    "calls": "one row per model call: kind, model, tokens, attempts, seconds, whether it could be used",
+    "reviews": "one row per vote ever cast: item, queue, stratum, chance, choice, whether it still holds",
+    "overrides": "one row per label that people set: author, reason, blind, whether it still holds",
+    "principles": "one row per principle of the constitution, with its line",
+    "critiques": "one row per critique and what was made of it",
+    "prompts": "one row per prompt: side, domain, text",
+    "walks": "one row per prompt and phase: done or failed and why",
+    "sessions": "one row per session of the run: seconds, calls, tokens",
+}
+"""Every table a query can name. docs/audit.md lists the columns."""
+
+_SQL = """
+CREATE TEMP VIEW decisions AS
+SELECT l.id AS decision_id, l.seq, l.hash AS row_hash, l.subject AS pair_id, c.prompt_id, c.phase,
+    json_extract(l.body, '$.order') AS "order", json_extract(q.body, '$.principle_id') AS principle_id,
+    json_extract(l.body, '$.verdict') AS verdict, json_extract(l.body, '$.p_a') AS p_a,
+    CASE json_extract(l.body, '$.order') WHEN 'ab' THEN json_extract(l.body, '$.p_a')
+        ELSE 1 - json_extract(l.body, '$.p_a') END AS p_first,
+    CASE WHEN json_extract(l.body, '$.verdict') NOT IN ('a', 'b') THEN NULL
+        ELSE substr(json_extract(l.body, '$.order'), 1, 1) = json_extract(l.body, '$.verdict') END AS picked_first,
+    json_extract(l.body, '$.reason') AS reason, json_extract(l.body, '$.flag') AS flag,
+    json_extract(l.body, '$.question_id') AS question_id, json_extract(q.body, '$.mode') AS mode,
+    json_extract(q.body, '$.judge') AS judge, json_extract(q.body, '$.text_id') AS text_id,
+    json_extract(q.body, '$.template_id') AS template_id, json_extract(l.body, '$.call_key') AS call_key,
+    json_extract(l.body, '$.reply_id') AS reply_id, json_extract(k.reply, '$.logprobs.A') AS logprob_A,
+    json_extract(k.reply, '$.logprobs.B') AS logprob_B, json_extract(k.reply, '$.outside') AS outside,
+    json_extract(k.reply, '$.finish_reason') AS finish_reason, k.reply AS raw_reply,
+    json_extract(k.reply, '$.n_prompt') AS n_prompt, json_extract(k.reply, '$.n_completion') AS n_completion,
+    json_extract(k.circumstances, '$.attempts') AS attempts, json_extract(k.circumstances, '$.server') AS server,
+    json_extract(k.circumstances, '$.duration_s') AS duration_s, k.made_at
+FROM store.ledger l
+LEFT JOIN store.records c ON c.id = l.subject
+LEFT JOIN store.records q ON q.id = json_extract(l.body, '$.question_id')
+LEFT JOIN store.calls k ON k.key = json_extract(l.body, '$.call_key')
+WHERE l.tag = 'judgment';
+
+CREATE TEMP VIEW calls AS
+SELECT key AS call_key, kind, model, request, reply, reply_id, made_at,
+    json_extract(reply, '$.error') AS error, json_extract(reply, '$.finish_reason') AS finish_reason,
+    json_extract(reply, '$.n_prompt') AS n_prompt, json_extract(reply, '$.n_completion') AS n_completion,
+    json_extract(circumstances, '$.n_cached') AS n_cached, json_extract(circumstances, '$.attempts') AS attempts,
+    json_extract(circumstances, '$.duration_s') AS duration_s, json_extract(circumstances, '$.road') AS road,
+    json_extract(circumstances, '$.server') AS server
+FROM store.calls;
+
+CREATE TEMP VIEW critiques AS
+SELECT r.id AS critique_id, r.phase, r.prompt_id, json_extract(r.body, '$.principle_id') AS principle_id,
+    json_extract(r.body, '$.round') AS round, json_extract(r.body, '$.answer_id') AS answer_id,
+    json_extract(r.body, '$.text') AS text, json_extract(r.body, '$.passed') AS passed,
+    json_extract(v.body, '$.text') AS revision, v.id AS revision_id
+FROM store.records r
+LEFT JOIN store.records v ON v.tag = 'revision' AND v.phase = r.phase AND v.prompt_id = r.prompt_id
+    AND json_extract(v.body, '$.critique_id') = r.id
+WHERE r.tag = 'critique';
+
+CREATE TEMP VIEW prompts AS
+SELECT p.position, p.prompt_id, p.side, json_extract(r.body, '$.source_id') AS source_id,
+    json_extract(r.body, '$.domain') AS domain,
+    json_extract(r.body, '$.messages[#-1].content') AS text, json_extract(r.body, '$.messages') AS messages
+FROM store.prompts p JOIN store.records r ON r.id = p.prompt_id;
+
+CREATE TEMP VIEW walks AS SELECT phase, prompt_id, state, detail FROM store.walks;
+
+CREATE TEMP VIEW reviews AS
+SELECT v.id AS vote_id, v.seq, json_extract(v.body, '$.item_id') AS item_id, v.subject AS pair_id,
+    json_extract(i.body, '$.queue') AS queue, json_extract(i.body, '$.stratum') AS stratum,
+    json_extract(i.body, '$.inclusion') AS inclusion, json_extract(i.body, '$.principle_id') AS principle_id,
+    json_extract(i.body, '$.repeats') AS repeats, json_extract(i.body, '$.gold.expect') AS expected,
+    json_extract(v.body, '$.reviewer') AS reviewer, json_extract(v.body, '$.choice') AS choice,
+    CASE json_extract(v.body, '$.choice') WHEN 'a' THEN 'a' WHEN 'b' THEN 'b' WHEN 'tie' THEN 'tie'
+        WHEN 'both_bad' THEN 'tie' END AS label,
+    json_extract(v.body, '$.shown') AS shown, json_extract(v.body, '$.confidence') AS confidence,
+    json_extract(v.body, '$.reason') AS reason, json_extract(v.body, '$.blind') AS blind,
+    json_extract(v.body, '$.imported') AS imported, json_extract(v.body, '$.time') AS time,
+    json_extract(v.body, '$.duration_s') AS duration_s, w.id IS NULL AS holds
+FROM store.ledger v
+LEFT JOIN store.ledger i ON i.id = json_extract(v.body, '$.item_id')
+LEFT JOIN store.ledger w ON w.tag = 'withdrawal' AND w.tag <> 'judgment' AND w.subject = v.subject
+    AND json_extract(w.body, '$.withdraws') = v.id
+WHERE v.tag = 'vote' AND v.tag <> 'judgment';
+
+CREATE TEMP VIEW overrides AS
+SELECT o.id AS override_id, o.seq, o.subject AS pair_id, json_extract(o.body, '$.label') AS label,
+    json_extract(o.body, '$.author') AS author, json_extract(o.body, '$.reason') AS reason,
+    json_extract(o.body, '$.blind') AS blind, json_extract(o.body, '$.time') AS time,
+    json_array_length(o.body, '$.votes') AS n_votes, w.id IS NULL AND NOT EXISTS (
+        SELECT 1 FROM store.ledger n WHERE n.subject = o.subject AND n.tag = 'override' AND n.seq > o.seq
+        AND NOT EXISTS (SELECT 1 FROM store.ledger x WHERE x.subject = n.subject AND x.tag = 'withdrawal'
+            AND json_extract(x.body, '$.withdraws') = n.id)) AS holds
+FROM store.ledger o
+LEFT JOIN store.ledger w ON w.tag = 'withdrawal' AND w.subject = o.subject
+    AND json_extract(w.body, '$.withdraws') = o.id
+WHERE o.tag = 'override' AND o.tag <> 'judgment';
+
+CREATE TEMP TABLE principles (
+    position INTEGER, principle_id TEXT, title TEXT, weight REAL, judged_by TEXT, domains TEXT,
+    compare TEXT, critique TEXT, revision TEXT, line TEXT
+);
+CREATE TEMP TABLE sessions (
+    session INTEGER, ended TEXT, seconds REAL, made INTEGER, reused INTEGER, prompt_tokens INTEGER,
+    completion_tokens INTEGER
+);
+CREATE TEMP TABLE pairs (
+    pair_id TEXT PRIMARY KEY, phase TEXT, prompt_id TEXT, prompt_source_id TEXT, domain TEXT, prompt TEXT,
+    source TEXT, a_id TEXT, b_id TEXT, a TEXT, b TEXT, words_a INTEGER, words_b INTEGER,
+    list_a INTEGER, list_b INTEGER, author_a TEXT, author_b TEXT, stratum TEXT,
+    state TEXT, filtered_by TEXT, label TEXT, p_a REAL, p_tie REAL, confidence REAL, label_source TEXT,
+    override_id TEXT, judge_label TEXT, judge_p_a REAL, n_voting INTEGER, n_abstaining INTEGER,
+    chosen_arm TEXT, line INTEGER
+);
+CREATE TEMP TABLE votes (
+    pair_id TEXT, principle_id TEXT, weight REAL, stand TEXT, p_a REAL, label TEXT
+);
+"""
+_EXTRA = {"votes": "one row per pair and principle: how it stood after both orders"}
+VIEWS |= _EXTRA
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A query's answer."""
+
+    columns: list[str]
+    rows: list[tuple[Any, ...]]
+
+    def dicts(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows by column name."""
+        for row in self.rows:
+            yield dict(zip(self.columns, row, strict=True))
+
+
+class Views:
+    """A run as SQL tables. Queries can only read."""
+
+    def __init__(self, run: RunView | str | Path) -> None:
+        self.run = run if isinstance(run, RunView) else RunView(run)
+        self._connection = sqlite3.connect(":memory:", uri=True, check_same_thread=False, isolation_level=None)
+        # The store's own version and reading checks speak first.
+        assert self.run.connection is not None
+        path = (self.run.folder / "store.sqlite").resolve()
+        self._connection.execute("ATTACH DATABASE ? AS store", (f"{path.as_uri()}?mode=ro",))
+        self._connection.executescript(_SQL)
+        self._functions()
+        self._fill_small()
+        self._has_pairs = False
+
+    def close(self) -> None:
+        """Forget the tables."""
+        self._connection.close()
+
+    def query(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = (), *, limit: int | None = None) -> Table:
+        """Return the rows of one SELECT, at most `limit`. Raises UserError for what SQLite refuses, or what writes."""
+        if not self._has_pairs and re.search(r"(?i)(?<!_)\b(?:pairs|votes)\b", sql):
+            self.fold()
+        ends = time.monotonic() + LIMIT_S
+        self._connection.set_progress_handler(lambda: time.monotonic() > ends, 100_000)
+        self._connection.set_authorizer(_only_reading)
+        try:
+            cursor = self._connection.execute(sql, parameters)
+            if cursor.description is None:
+                raise ValueError("found no SELECT")
+            rows = cursor.fetchall() if limit is None else cursor.fetchmany(limit)
+            columns = [d[0] for d in cursor.description]
+        except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
+            raise UserError(
+                f"query: {error}; one SELECT over {', '.join(VIEWS)} is expected (`cai audit query RUN --list`)"
+            ) from None
+        finally:
+            self._connection.set_authorizer(None)
+            self._connection.set_progress_handler(None, 0)
+        return Table(columns, rows)
+
+    def attach(self, other: Views) -> None:
+        """Take a second run's pairs and votes in as `other_pairs` and `other_votes`."""
+        for name in ("pairs", "votes"):
+            found = other.query(f"SELECT * FROM {name}")
+            columns = ", ".join(found.columns)
+            self._connection.execute(f"CREATE TEMP TABLE other_{name} ({columns})")
+            marks = ", ".join("?" * len(found.columns))
+            self._connection.executemany(f"INSERT INTO temp.other_{name} VALUES ({marks})", found.rows)
+
+    def columns(self, name: str) -> list[str]:
+        """Return the columns of a view."""
+        return [row[1] for row in self._connection.execute(f"PRAGMA table_info({name})")]
+
+    def _functions(self) -> None:
+        define = self._connection.create_function
+        define("chain_hash", 3, lambda before, tag, body: canon.chain(before or canon.GENESIS, tag, body.encode()))
+        define("record_id", 2, _record_id)
+        define("bytes_id", 1, lambda text: None if text is None else canon.id_of_bytes(text.encode()))
+        define("injection", 1, lambda text: _looks_like_injection(text or ""))
+        define("wilson_low", 2, lambda hits, n: _end_of(hits, n, 0))
+        define("wilson_high", 2, lambda hits, n: _end_of(hits, n, 1))
+        define("normal", 1, lambda text: " ".join(re.findall(r"\w+", (text or "").lower())))
+
+    def _fill_small(self) -> None:
+        constitution = self.run.constitution
+        for position, p in enumerate(constitution.principles, 1):
+            domains = ",".join(p.domains) if p.domains else None
+            judged_by = "judge" if p.check is None else "code"
+            self._insert(
+                "principles",
+                (position, p.id, p.title, p.weight, judged_by, domains, p.compare, p.critique, p.revision,
+                 constitution.line_of(p.id)),
+            )  # fmt: skip
+        names = ("ended", "seconds", "made", "reused", "prompt_tokens", "completion_tokens")
+        for number, session in enumerate(self.run.manifest["sessions"], 1):
+            self._insert("sessions", (number, *(session.get(name) for name in names)))
+
+    def fold(self, each: Callable[[Ended], None] = lambda _: None) -> None:
+        """Work out `pairs` and `votes`, and call `each` with every comparison on the way."""
+        self._has_pairs = True
+        lines = _lines(self.run)
+        authors = dict(self._connection.execute("SELECT key, model FROM store.calls WHERE kind = 'generate'"))
+        rare: set[str] = set()
+        for end in (end for phase in self.run.phases for end in self.run.ended(phase)):
+            each(end)
+            self._insert("pairs", _pair_row(self.run, end, authors, lines, rare))
+            for vote in end.settled.votes:
+                label = None
+                if vote.stand == "votes" and vote.p_a is not None:
+                    label = "tie" if vote.is_tie else "a" if vote.p_a > 0.5 else "b"
+                row = (end.comparison.id, vote.principle_id, vote.weight, vote.stand, vote.p_a, label)
+                self._insert("votes", row)
+
+    def _insert(self, table: str, row: Sequence[Any]) -> None:
+        self._connection.execute(f"INSERT INTO temp.{table} VALUES ({','.join('?' * len(row))})", row)
+
+
+def _pair_row(
+    run: RunView, end: Ended, authors: dict[str, str], lines: dict[str, int], rare: set[str]
+) -> tuple[Any, ...]:
+    a, b = end.arms
+    held, pair = end.settled, end.admission.pair
+    judge = held if held.label_source == "judge" else _judge_alone(run, end)
+    voting = sum(v.stand == "votes" for v in held.votes)
+    chosen = None if pair is None else "b" if held.label == "b" else "a"
+    return (
+        end.comparison.id, end.comparison.phase, end.prompt.id, end.prompt.source_id, end.prompt.domain,
+        end.prompt.messages[-1].content, end.comparison.source, a.id, b.id, a.text, b.text,
+        checks.count_words(a.text), checks.count_words(b.text), bool(_LIST.search(a.text)), bool(_LIST.search(b.text)),
+        authors.get(a.call_key), authors.get(b.call_key), stratum(end, rare),
+        end.admission.state, end.admission.reason, held.label, held.p_a, held.p_tie, held.confidence,
+        held.label_source, held.override_id, judge.label, judge.p_a, voting,
+        sum(v.stand == "abstains" for v in held.votes), chosen, lines.get(end.comparison.id),
+    )  # fmt: skip
+
+
+def _judge_alone(run: RunView, end: Ended) -> Any:
+    rules = run.config.judge
+    kept = [d for d in end.decisions if not isinstance(d, Override)]
+    due = run.due(end.comparison, end.prompt.domain)
+    return settle(end.comparison.id, kept, due, on_disagreement=rules.on_disagreement, tie_margin=rules.tie_margin)
+
+
+def _lines(run: RunView) -> dict[str, int]:
+    """Return the line of each pair in the run's pairs.jsonl, as its provenance tells."""
+    path = provenance_path(run.folder / "pairs.jsonl")
+    if not path.exists():
+        return {}
+    rows = (canon.loads(line) for line in path.read_bytes().splitlines())
+    return {row["pair_id"]: row["line"] for row in rows}
+
+
+def _end_of(hits: int | None, n: int | None, which: int) -> float | None:
+    """Return one end of the 95 % Wilson interval of hits among n; None of nothing."""
+    interval = wilson(hits or 0, n or 0)
+    return interval[which] if interval else None
+
+
+def _record_id(tag: str, body: str) -> str | None:
+    try:
+        return str(parse(tag, body).id)
+    except (KeyError, ValueError):
+        return None
+
+
+_INJECTION = re.compile(
+    r"(?i)\b(?:ignore|disregard|forget)\b.{0,40}\b(?:previous|above|prior|all|any|the)\b.{0,30}"
+    r"\b(?:instructions?|principles?|rules?|prompts?)\b|\b(?:answer|choose|pick|prefer|select)\s+(?:answer\s+)?[AB]\b"
+    r"|<<\s*(?:end\s+)?(?:answer|conversation)|\bverdict\s*[:=]|\bthe better answer is\b|<\|im_(?:start|end)\|>"
+)
+
+
+def _looks_like_injection(text: str) -> bool:
+    """Return whether a text speaks to a judge rather than to a person. A pattern, not a proof, either way."""
+    return _INJECTION.search(text[:20_000]) is not None
+
+
+_READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+
+
+def _only_reading(action: int, first: str | None, second: str | None, *_: Any) -> int:
+    """Allow reading only; functions that touch files are refused."""
+    if action == sqlite3.SQLITE_FUNCTION and second in ("load_extension", "readfile", "writefile", "edit"):
+        return sqlite3.SQLITE_DENY
+    return sqlite3.SQLITE_OK if action in _READING else sqlite3.SQLITE_DENY

@@ -1,0 +1,227 @@
+"""`cai audit`: ask a run why, whether it is sound, and anything SQL can ask."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from cai.cli import add_command, add_json
+
+
+def add(commands: Any) -> None:
+    """Add the commands."""
+    parser = add_command(
+        commands,
+        "audit",
+        "ask a run why, and whether what it keeps can be trusted",
+        "cai audit summary runs/quickstart",
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    _action(actions, "summary", "tell what the judge did, and how far to believe it", "", handle_summary)
+    why = add_command(
+        actions,
+        "why",
+        "show everything behind a pair, a decision, a training row or a checkpoint",
+        "cai audit why runs/quickstart pairs.jsonl:17",
+    )
+    why.add_argument(
+        "what", nargs="+", metavar="[RUN] ID", help="id, FILE:LINE, or checkpoint; RUN if ID is no path in it"
+    )
+    why.add_argument("--full", action="store_true", help="show long texts whole")
+    add_json(why)
+    why.set_defaults(handle=handle_why)
+    query = _action(actions, "query", "run SQL, or a named question", "order-flips", handle_query)
+    query.add_argument("sql", nargs="?", help="a SELECT, or a question's name; without it the questions are listed")
+    query.add_argument("--list", action="store_true", help="list the questions, the views and their columns")
+    query.add_argument("--with", dest="other", metavar="RUN", help="a second run, as other_pairs and other_votes")
+    query.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="fill in :NAME")
+    query.add_argument("--limit", type=int, default=1000, help="rows at most (default: 1000)")
+    verify = _action(actions, "verify", "find whatever was changed, removed or swapped", "", handle_verify)
+    verify.add_argument("--expect", metavar="HEAD", help="a head kept elsewhere, which must be in the ledger")
+    replay = _action(actions, "replay", "read every reply and fold every label again", "", handle_replay)
+    replay.add_argument("--live", type=int, metavar="N", help="also ask the judge N decisions again")
+    compare = _action(actions, "compare", "tell what differs from another run, and which labels flipped", "runs/other",
+                      handle_compare)  # fmt: skip
+    compare.add_argument("other", help="the other run's folder")
+    export = _action(actions, "export", "write decisions and pairs for other tools", "--format parquet -o audit/",
+                     handle_export)  # fmt: skip
+    export.add_argument("--format", required=True, choices=("parquet", "jsonl", "annotated-pairs"))
+    export.add_argument("-o", "--out", required=True, help="a folder (parquet, jsonl) or a file (annotated-pairs)")
+
+
+def _action(actions: Any, name: str, summary: str, more: str, handle: Any) -> argparse.ArgumentParser:
+    parser = add_command(actions, name, summary, f"cai audit {name} runs/quickstart {more}".rstrip())
+    parser.add_argument("run", help="the run's folder")
+    add_json(parser)
+    parser.set_defaults(handle=handle)
+    return parser
+
+
+def handle_summary(arguments: argparse.Namespace) -> int:
+    """Count and tell."""
+    from cai.audit.summary import summary, told
+    from cai.cli.terminal import say, say_json
+    from cai.trail import RunView
+
+    found = summary(RunView(arguments.run))
+    if arguments.json:
+        say_json(found)
+        return 0
+    for line in told(found):
+        say(line)
+    return 0
+
+
+def handle_why(arguments: argparse.Namespace) -> int:
+    """Show a trail."""
+    from pathlib import Path
+
+    from cai.audit.story import told
+    from cai.audit.why import why
+    from cai.cli.terminal import say, say_json
+    from cai.errors import UserError
+    from cai.trail import RunView
+
+    if len(arguments.what) > 2:
+        raise UserError("why: expected a run and one ID")
+    *run, what = arguments.what
+    folder = Path(run[0]) if run else next((p for p in Path(what).parents if (p / "manifest.json").exists()), None)
+    if folder is None:
+        raise UserError(f"'{what}': of which run? write `cai audit why RUN {what}`")
+    found = why(RunView(folder), what)
+    if arguments.json:
+        say_json(found)
+        return 0
+    for line in told(found, full=arguments.full):
+        say(line)
+    return 0
+
+
+def handle_query(arguments: argparse.Namespace) -> int:
+    """Run a query and show its rows."""
+    from cai.audit.questions import QUESTIONS, named
+    from cai.audit.views import VIEWS, Views
+    from cai.cli.terminal import say, say_json, table
+    from cai.errors import UserError
+
+    views = Views(arguments.run)
+    if arguments.list or not arguments.sql:
+        questions = [{"name": q.name, "asks": q.asks, "sql": q.sql} for q in QUESTIONS.values()]
+        tables = [{"name": name, "holds": what, "columns": views.columns(name)} for name, what in VIEWS.items()]
+        if arguments.json:
+            say_json({"questions": questions, "views": tables})
+            return 0
+        say(table([[q["name"], q["asks"]] for q in questions], head=("question", "asks")))
+        for view in tables:
+            say(f"\n{view['name']}: {view['holds']}\n  {', '.join(view['columns'])}")
+        return 0
+    given = [p.partition("=") for p in arguments.parameter]
+    if any(not sep for _, sep, _ in given):
+        raise UserError("-p: expected NAME=VALUE")
+    question = None if " " in arguments.sql.strip() else named(arguments.sql)
+    if arguments.other:
+        views.attach(Views(arguments.other))
+    parameters = {name: value for name, _, value in given}
+    missing = [n for n in (question.needs if question else ()) if n != "other" and n not in parameters]
+    if missing or (question and "other" in question.needs and not arguments.other):
+        wanted = " ".join(f"-p {n}=…" for n in missing) or "--with RUN"
+        raise UserError(f"'{arguments.sql}' needs {wanted}")
+    found = views.query(question.sql if question else arguments.sql, parameters, limit=arguments.limit)
+    if arguments.json:
+        say_json(list(found.dicts()))
+        return 0
+    if question:
+        say(question.asks)
+    say(table([[_cell(value) for value in row] for row in found.rows], head=found.columns))
+    say(f"{len(found.rows)} rows" + (", cut at --limit" if len(found.rows) == arguments.limit else ""))
+    return 0
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def handle_verify(arguments: argparse.Namespace) -> int:
+    """Check everything; exit 1 where anything was found."""
+    from cai.audit.verify import verify
+    from cai.cli.terminal import say, say_json, table
+    from cai.trail import RunView
+
+    found = verify(RunView(arguments.run).folder, expect=arguments.expect)
+    if arguments.json:
+        say_json(found)
+        return 0 if found["ok"] else 1
+    rows = found["findings"]
+    if rows:
+        say(table([[f["where"], f["name"], f["what"]] for f in rows[:200]], head=("where", "row", "found")))
+        say(f"{len(rows)} findings" + (", the first 200 shown (--json shows all)" if len(rows) > 200 else ""))
+    else:
+        counted = ", ".join(f"{n:,} {name}" for name, n in found["rows"].items())
+        say(f"sound: {counted}" + ("" if found["sealed"] else " (not sealed: the run has not ended)"))
+    say(f"head: {found['head']}")
+    say(found["limits"])
+    return 0 if found["ok"] else 1
+
+
+def handle_replay(arguments: argparse.Namespace) -> int:
+    """Read and fold everything again; exit 1 where anything differs."""
+    from cai.audit.replay import replay
+    from cai.cli.terminal import say, say_json, table
+    from cai.errors import UserError
+    from cai.trail import RunView
+
+    if arguments.live is not None and arguments.live < 1:
+        raise UserError("--live: expected 1 or more")
+    found = replay(RunView(arguments.run))
+    if arguments.live:
+        from cai.pipeline.reask import reask
+
+        found["live"] = reask(arguments.run, arguments.live)
+    if arguments.json:
+        say_json(found)
+    else:
+        say(
+            f"{found['judgments']:,} judgments read again ({found['by_code']:,} by code), "
+            f"{found['pairs']:,} pairs folded again: {len(found['differences'])} differences"
+        )
+        if found["not_replayable"]:
+            say(f"not replayable: {found['not_replayable']:,} (their principle's text is no longer in the run)")
+        if found["differences"]:
+            rows = [[d["where"], d["name"], d["what"]] for d in found["differences"][:200]]
+            say(table(rows, head=("where", "name", "difference")))
+        if arguments.live:
+            live = found["live"]
+            say(f"asked again: {live['n']}; same verdict {live['agreed']}; largest change of p_a {live['largest']:.4f}")
+    return 1 if found["differences"] else 0
+
+
+def handle_compare(arguments: argparse.Namespace) -> int:
+    """Compare and tell."""
+    from cai.audit.compare import compare, told
+    from cai.cli.terminal import say, say_json
+    from cai.trail import RunView
+
+    found = compare(RunView(arguments.run), RunView(arguments.other))
+    if arguments.json:
+        say_json(found)
+        return 0
+    for line in told(found):
+        say(line)
+    return 0
+
+
+def handle_export(arguments: argparse.Namespace) -> int:
+    """Write and tell the files."""
+    from cai.audit.export import export
+    from cai.cli.terminal import say, say_json
+
+    found = export(arguments.run, arguments.format, arguments.out)
+    if arguments.json:
+        say_json(found)
+        return 0
+    for file, n in found["files"].items():
+        say(f"{n:>9,} rows  {file}")
+    return 0

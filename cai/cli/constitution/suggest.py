@@ -1,0 +1,101 @@
+"""`cai constitution suggest`: principles that would explain what people preferred."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from cai.cli import add_command, add_json
+
+
+def add(actions: Any) -> None:
+    """Add the action."""
+    parser = add_command(
+        actions,
+        "suggest",
+        "propose principles that explain where people and the judge disagree, with evidence",
+        "cai constitution suggest runs/mine --out suggested.yaml",
+    )
+    parser.add_argument("run", nargs="?", metavar="RUN", help="a run whose overrides differ from its judge's labels")
+    parser.add_argument("--pairs", metavar="FILE", help="instead: JSONL with prompt, chosen and rejected")
+    parser.add_argument("--config", metavar="CONFIG", help="with --pairs: whose judge is asked; else the embedded one")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a key of the config")
+    parser.add_argument("--most-pairs", type=int, default=100, metavar="N", help="use at most N pairs (100)")
+    parser.add_argument("--most", type=int, default=5, metavar="N", help="write at most N principles (5)")
+    parser.add_argument("--out", metavar="FILE", help="write the YAML here, where nothing may stand yet; else print it")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add_json(parser)
+    parser.set_defaults(handle=handle)
+
+
+def handle(arguments: argparse.Namespace) -> int:
+    """Propose, test and write; exit 1 where nothing explains the pairs."""
+    import sys
+    from pathlib import Path
+
+    from cai.cli.constitution.interchange import write_new
+    from cai.cli.terminal import clean, say, say_json
+    from cai.workshop import suggest
+
+    found, source = _found(arguments)
+    text = suggest.as_yaml(found, source, most=arguments.most)
+    if text and arguments.out:
+        write_new(Path(arguments.out), text)
+    if arguments.json:
+        say_json(found.as_dict() | {"yaml": text, "out": arguments.out if text else None})
+        return 0 if text else 1
+    for candidate in found.candidates:
+        print(clean(f"{suggest.evidence(candidate)}: {candidate.text}"), file=sys.stderr)
+    if not text:
+        say(f"no principle explains these {found.n_pairs} pairs; nothing was written")
+        return 1
+    say(f"written: {arguments.out}" if arguments.out else text)
+    return 0
+
+
+def _found(arguments: argparse.Namespace) -> tuple[Any, str]:
+    """Return the suggestion and what it was made from."""
+    import asyncio
+
+    from cai.cli.terminal import Progress
+    from cai.errors import UserError
+    from cai.pipeline.meter import Meter
+    from cai.workshop import suggest
+    from cai.workshop.evidence import drawn
+
+    if (arguments.run is None) == (arguments.pairs is None):
+        raise UserError("suggest: expected a run's folder or --pairs FILE, and not both")
+    meter = Meter()
+    pairs, source, config, options, folder = _inputs(arguments)
+    chosen = drawn(pairs, arguments.most_pairs, config.run.seed)
+    if not chosen:
+        raise UserError(
+            f"{source}: found no pair on which a person and the judge disagree; override some, or give --pairs"
+        )
+
+    async def work() -> Any:
+        from cai.workshop.desk import at_desk
+
+        async with at_desk(config, folder, meter=meter, **options) as desk:
+            return await suggest.suggest(chosen, desk)
+
+    with Progress(meter, quiet=arguments.quiet or arguments.json):
+        return asyncio.run(work()), source
+
+
+def _inputs(arguments: argparse.Namespace) -> tuple[Any, str, Any, dict[str, Any], Any]:
+    """Return (pairs, their name, config, what the desk is laid with, its folder)."""
+    from pathlib import Path
+
+    from cai.trail import RunView
+    from cai.workshop import desk, impact
+    from cai.workshop.evidence import disagreements, preference_rows
+
+    if arguments.pairs:
+        path = Path(arguments.pairs)
+        config, near = desk.config_for("none", arguments.config, arguments.set)
+        return preference_rows(path), path.name, config, {"near": near}, desk.workbench()
+    run = RunView(arguments.run)
+    options = {"near": run.folder, "templates": run.templates, "fence": impact.fence_of(run), "beside": True}
+    config = desk.overridden(run.config, arguments.set)
+    return disagreements(run), run.folder.name, config, options, impact.workbench(run)

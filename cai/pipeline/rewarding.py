@@ -1,0 +1,71 @@
+"""What a training that samples needs beside its prompts: rewards, held-out prompts, and a judge that answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cai.config import RlSection
+from cai.errors import UserError
+from cai.model.fetch import resolve
+from cai.pairs import prompt_rows, write_jsonl
+from cai.pipeline.training import checkpoint_dir, finished
+from cai.store.calls import Recorded
+from cai.trail import RunView
+
+if TYPE_CHECKING:
+    from cai.pipeline.conduct import Conductor, PhaseTurn
+
+
+async def further(conductor: Conductor, turn: PhaseTurn, judge: Recorded) -> dict[str, Any]:
+    """Return what the spec of such a training holds beside the usual. The judge is served from now on if it is needed.
+
+    Raises UserError where a reward model that the config names is not there.
+    """
+    config, folder = conductor.config, conductor.folder
+    settings: RlSection = getattr(config.train, turn.phase.train)
+    models = [_model(folder, name, turn) for name in settings.reward.model]
+    held_out = checkpoint_dir(folder, turn.name).with_suffix(".held_out.jsonl")
+    n_held_out = write_jsonl(held_out, prompt_rows(RunView(folder), "held_out")) if settings.watch else 0
+    named = settings.model_copy(update={"reward": settings.reward.model_copy(update={"model": tuple(models)})})
+    spec = {
+        "settings": named.model_dump(mode="json"),
+        "constitution": str(folder / "constitution.yaml"),
+        "held_out": str(held_out) if n_held_out else None,
+        "engine": config.engine.model_dump(mode="json"),
+    }
+    judges = any(p.check is None for p in conductor.constitution.principles)
+    if judges and (settings.reward.judge_weight or n_held_out):
+        spec["judge"] = await _judge(conductor, judge)
+    return spec
+
+
+async def _judge(conductor: Conductor, judge: Recorded) -> dict[str, Any]:
+    """Return how the training reaches the judge."""
+    config, section = conductor.config, await conductor.fleet.address(judge.model)
+    tokenizer = section.tokenizer or section.checkpoint
+    scripted = config.engine.kind == "scripted" and not judge.model.section.base_url
+    return {
+        "model": section.model_dump(mode="json"),
+        "engine": config.engine.model_dump(mode="json"),
+        "identity": judge.identity,
+        "tokens": "bytes" if scripted else resolve(tokenizer) if tokenizer else None,
+        "templates": str(conductor.folder / "prompts"),
+        "near": str(conductor.folder),
+        "max_outside_mass": config.judge.max_outside_mass,
+    }
+
+
+def _model(folder: Path, name: str, turn: PhaseTurn) -> str:
+    """Return the folder of a reward model: an earlier phase's of the same round, or one that lies elsewhere."""
+    in_round = name + turn.name.removeprefix(turn.phase.name)
+    for phase in (in_round, name):
+        out = checkpoint_dir(folder, phase)
+        if done := finished(out):
+            return str(out / done["kind"])
+    if Path(name).is_dir() or "/" in name:
+        return name
+    raise UserError(
+        f"train.{turn.phase.train}.reward.model: '{name}' is neither a folder nor an earlier phase with a checkpoint; "
+        "train a reward model in a phase of that name, or name its folder"
+    )

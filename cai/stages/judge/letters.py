@@ -1,0 +1,65 @@
+"""Mode `logprob`: the probability of the letters A and B, all principles of a pair in one group.
+
+Prior correction: on pairs that say nothing, a judge without a leaning gives both letters one half. What it gives
+instead, as the mean log-odds over such pairs, is taken off its log-odds on real pairs, per principle (contextual
+calibration of Zhao et al. 2021, written for two labels).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from cai.constitution import Principle
+from cai.engine.model import ScoreGroup
+from cai.records import Comparison, Message, Order, Prompt
+from cai.stages.judge.bench import OPTIONS, Bench, Case, Seat
+from cai.stages.judge.readings import Reading, logit_of, read_letters, why_invalid
+
+CONTENT_FREE = ("N/A", "[MASK]", "...")
+"""Texts that say nothing; each stands as the question and as both answers of one pair."""
+
+
+async def readings(
+    case: Case, order: Order, principles: Sequence[Principle], seat: Seat, bench: Bench
+) -> list[Reading]:
+    """Return one reading per principle."""
+    assert seat.model is not None
+    head = bench.pair_turns(case, order)
+    priors = await priors_of(principles, seat, bench)
+    # At a limit of 1 no mass outside the letters makes a judgment invalid: nobody needs to be told of it.
+    mass = bench.settings.max_outside_mass < 1
+    answers = await seat.model.score(ScoreGroup(head, tuple(bench.ask(p) for p in principles), OPTIONS, mass=mass))
+    return [
+        read_letters(answer, order, bench.settings, prior=prior) for answer, prior in zip(answers, priors, strict=True)
+    ]
+
+
+async def priors_of(principles: Sequence[Principle], seat: Seat, bench: Bench) -> list[float | None]:
+    """Return the judge's leaning to the first letter under each principle (nats); None where none is taken off."""
+    if bench.settings.prior == "off":
+        return [None] * len(principles)
+    missing = [p for p in principles if (seat.identity, p.compare) not in bench.learnt]
+    if missing:
+        for principle, prior in zip(missing, await _estimated(missing, seat, bench), strict=True):
+            bench.learnt[seat.identity, principle.compare] = prior
+    return [bench.learnt[seat.identity, p.compare] for p in principles]
+
+
+async def _estimated(principles: Sequence[Principle], seat: Seat, bench: Bench) -> list[float | None]:
+    assert seat.model is not None
+    tails = tuple(bench.ask(p) for p in principles)
+    found: list[list[float]] = [[] for _ in principles]
+    for text in CONTENT_FREE:
+        head = bench.pair_turns(content_free(text), "ab")
+        for place, answer in enumerate(await seat.model.score(ScoreGroup(head, tails, OPTIONS))):
+            if why_invalid(answer.reply, OPTIONS, bench.settings.max_outside_mass) is None:
+                found[place].append(logit_of(answer.reply))
+    return [math.fsum(logits) / len(logits) if logits else None for logits in found]
+
+
+def content_free(text: str) -> Case:
+    """Return a pair that says nothing: `text` asked, and `text` answered twice."""
+    prompt = Prompt(messages=(Message(role="user", content=text),))
+    comparison = Comparison(phase="content-free", prompt_id=prompt.id, a_id=text, b_id=text, source="samples")
+    return Case(comparison, prompt, text, text)

@@ -1,0 +1,50 @@
+"""What is looked at before anything is trained or written: the base model's files, and whether the rows can teach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cai.config import DpoSection, RewardSection, TrainerSection
+from cai.errors import UserError
+from cai.train.data import Example
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def check_base(path: str) -> None:
+    """Raise UserError where a local model has no safetensors weights, or an adapter stands where a model should."""
+    folder = Path(path)
+    if not folder.is_dir() or any(folder.glob("model*.safetensors")):
+        return
+    if (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"{path}: found an adapter, expected a whole model; merge it first "
+            "(python -m cai.model.merge BASE ADAPTER OUT)"
+        )
+    pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
+    found = f"found {pickles[0]}, a pickle, which can run code when it is loaded" if pickles else "found no weights"
+    raise UserError(f"{path}: {found}; expected model.safetensors (save the model again with save_pretrained)")
+
+
+def check_examples(examples: list[Example], base: str, settings: TrainerSection) -> None:
+    """Raise UserError for rows longer than the model reads, and for pairs of which none prefers either answer."""
+    from transformers import AutoConfig
+
+    longest = max(examples, key=_length)
+    context = getattr(AutoConfig.from_pretrained(base).get_text_config(), "max_position_embeddings", None)
+    if context and _length(longest) > context:
+        raise UserError(
+            f"row {longest.id}: {_length(longest)} tokens, but '{base}' reads at most {context}; set "
+            f"max_length to {context} or less, and longer rows are counted and left out"
+        )
+    ties_teach = isinstance(settings, RewardSection) and settings.ties != "half"
+    if isinstance(settings, DpoSection | RewardSection) and settings.labels == "soft" and not ties_teach:
+        if all(e.p_chosen == 0.5 and set(e.votes.values()) <= {0.5} for e in examples):
+            raise UserError(
+                f"all {len(examples)} pairs are ties (p_chosen 0.5), which prefer nothing, so nothing "
+                "to learn from them (a reward model can learn ties beside decided pairs)"
+            )
+
+
+def _length(example: Example) -> int:
+    return len(example.prompt_ids) + max(map(len, example.completions))

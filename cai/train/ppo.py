@@ -1,0 +1,663 @@
+"""PPO on language, in one file to be read from top to bottom: the formulas, then the loop that uses them.
+
+One step: sample answers with the present policy · score them · look at them once more with the policy, the value
+head and the reference · spread the score and the KL penalty over the tokens and take advantages · go through the
+answers a few times, minibatch by minibatch, with the clipped losses · steer beta. Now and then look at held-out
+answers, and stop where a tripwire says so.
+
+Everything that is drawn is drawn by a hash of (seed, step, …), so a step that is done again after a kill is the same
+step. Under `accelerate launch` every process does its share of the sampling, scoring and training of each step.
+
+Shapes: `B` answers, `L` tokens of the longest one, `M` the tokens of several answers one after the other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import random
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+from cai import canon
+from cai.config import EngineSection, KlSection, PpoSection
+from cai.errors import TrainError
+from cai.manifest import write_atomically
+from cai.train import setup, telemetry
+from cai.train.batches import Batch, sft_batch
+from cai.train.data import Example
+from cai.train.heldout import Rendered
+from cai.train.job import Interrupted, Job, OnStep, TrainResult
+from cai.train.policy import Policy, answer_mask, reference_logps, spread
+from cai.train.rewards import Scored, Source
+from cai.train.rollouts import InProcess, Rollout, Writer, sample, stop_tokens
+from cai.train.served import Served
+from cai.train.trainer import load_model, lora_config
+from cai.train.tripwires import Trip, best, kl_ceiling, not_a_number, tripped
+
+Item = TypeVar("Item")
+Done = TypeVar("Done")
+
+# --- formulas -----------------------------------------------------------------------------------------------------
+
+
+def token_rewards(
+    score_B: torch.Tensor,
+    logps_BL: torch.Tensor,
+    reference_BL: torch.Tensor,
+    beta_B: torch.Tensor,
+    mask_BL: torch.Tensor,
+) -> torch.Tensor:
+    """Return the reward of every token (B, L): the KL penalty on each, and the answer's score on its last.
+
+    Ziegler et al. 2019 (1909.08593), eq. 2: r(x, y) - beta log(pi(y|x) / rho(y|x)), whose logarithm is a sum over
+    tokens. The penalty of a token is the single-sample estimate log pi - log rho (k1 in Schulman 2020).
+    """
+    penalty_BL = beta_B[:, None] * (logps_BL - reference_BL)
+    last_BL = mask_BL & (mask_BL.cumsum(1) == mask_BL.sum(1, keepdim=True))
+    return (score_B[:, None] * last_BL - penalty_BL) * mask_BL
+
+
+def advantages(
+    rewards_BL: torch.Tensor, values_BL: torch.Tensor, mask_BL: torch.Tensor, gamma: float, lam: float
+) -> torch.Tensor:
+    """Return generalised advantages (B, L), zero after an answer's end. Nothing is expected after its last token.
+
+    Schulman et al. 2015 (1506.02438), eq. 16, as the backward recursion A_t = delta_t + gamma lambda A_{t+1} with
+    delta_t = r_t + gamma V_{t+1} - V_t (eq. 10). The return that a value is fitted to is A_t + V_t.
+    """
+    next_value_B = next_advantage_B = torch.zeros_like(rewards_BL[:, 0])
+    found_BL = torch.zeros_like(rewards_BL)
+    for t in reversed(range(rewards_BL.shape[1])):
+        marked_B = mask_BL[:, t]
+        delta_B = rewards_BL[:, t] + gamma * next_value_B - values_BL[:, t]
+        found_BL[:, t] = torch.where(marked_B, delta_B + gamma * lam * next_advantage_B, 0.0)
+        next_advantage_B = found_BL[:, t]
+        next_value_B = torch.where(marked_B, values_BL[:, t], 0.0)
+    return found_BL
+
+
+def whiten(values_BL: torch.Tensor, mask_BL: torch.Tensor, *, shift: bool = True) -> torch.Tensor:
+    """Return the marked values at unit variance, and at mean zero with `shift`; zeros elsewhere."""
+    marked = values_BL[mask_BL]
+    mean, deviation = marked.mean(), marked.var(correction=0).add(1e-8).sqrt()
+    white_BL = (values_BL - mean) / deviation + (0.0 if shift else mean)
+    return white_BL * mask_BL
+
+
+def clipped_policy_loss(
+    logps_M: torch.Tensor, old_logps_M: torch.Tensor, advantages_M: torch.Tensor, clip: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the policy loss of every token (M), and whether the clip decided it.
+
+    Schulman et al. 2017 (1707.06347), eq. 7, with its sign turned: max(-A r, -A clip(r, 1 - eps, 1 + eps)), where r is
+    the ratio of the token's probability to the one it was sampled with.
+    """
+    ratio_M = (logps_M - old_logps_M).exp()
+    free_M = -advantages_M * ratio_M
+    held_M = -advantages_M * ratio_M.clamp(1 - clip, 1 + clip)
+    return torch.maximum(free_M, held_M), held_M > free_M
+
+
+def clipped_value_loss(
+    values_M: torch.Tensor, old_values_M: torch.Tensor, returns_M: torch.Tensor, clip: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the value loss of every token (M), and whether the clip decided it.
+
+    Half the larger of (V - R)^2 and (clip(V, V_old - eps, V_old + eps) - R)^2: Schulman et al. 2015 in the form of
+    OpenAI's baselines; see Huang et al. 2022, "The 37 implementation details of PPO", detail 9.
+    """
+    held_M = old_values_M + (values_M - old_values_M).clamp(-clip, clip)
+    free_loss_M, held_loss_M = (values_M - returns_M) ** 2, (held_M - returns_M) ** 2
+    return 0.5 * torch.maximum(free_loss_M, held_loss_M), held_loss_M > free_loss_M
+
+
+def steered(beta: float, kl: float, settings: KlSection) -> float:
+    """Return the next beta: larger where the divergence is above its target, unchanged where there is no target.
+
+    Ziegler et al. 2019 (1909.08593), §2.2: e = clip((KL - target) / target, -0.2, 0.2), beta <- beta (1 + K e).
+    """
+    if settings.target is None:
+        return beta
+    error = max(-0.2, min(0.2, (kl - settings.target) / settings.target))
+    return beta * (1 + settings.gain * error)
+
+
+def explained_variance(values_M: torch.Tensor, returns_M: torch.Tensor) -> float:
+    """Return 1 - Var(R - V) / Var(R): 1 is a perfect value function, 0 no better than a constant, below 0 worse."""
+    total = returns_M.var(correction=0)
+    return float(1 - (returns_M - values_M).var(correction=0) / total) if total > 0 else 0.0
+
+
+def rate_at(step: int, steps: int, warmup: float, schedule: str) -> float:
+    """Return the share of the peak learning rate at a step (from 1): a linear rise, then the schedule."""
+    n_warm = math.ceil(warmup * steps)
+    if step <= n_warm:
+        return step / n_warm
+    done = (step - n_warm) / max(1, steps - n_warm + 1)
+    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[schedule]
+
+
+# --- the loop -----------------------------------------------------------------------------------------------------
+
+
+class Looked(NamedTuple):
+    """What was seen when an answer was looked at again, one number per token of it."""
+
+    logps: torch.Tensor
+    """Under the policy that wrote it."""
+    values: torch.Tensor
+    """Expected return before each token."""
+    entropy: torch.Tensor
+    """Of the distribution each token was drawn from, in nats."""
+    reference: torch.Tensor
+    """Log-probabilities under the reference."""
+
+
+@dataclass
+class Memory:
+    """One step's answers that could be scored, and what is known of them. Tensors lie on the CPU."""
+
+    rollouts: list[Rollout]
+    mask_BL: torch.Tensor
+    logps_BL: torch.Tensor
+    values_BL: torch.Tensor
+    entropy_BL: torch.Tensor
+    kl_BL: torch.Tensor
+    advantages_BL: torch.Tensor
+    returns_BL: torch.Tensor
+
+    @property
+    def kl(self) -> float:
+        """Divergence from the reference in nats per answer, as these answers show it."""
+        return float(self.kl_BL.sum(1).mean())
+
+
+def train(
+    rows_path: str | Path,
+    base: str,
+    out: str | Path,
+    settings: PpoSection,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    on_step: OnStep | None = None,
+    manifest: dict[str, Any] | None = None,
+    stop: threading.Event | None = None,
+    spec: Mapping[str, Any] | None = None,
+    sources: Sequence[tuple[Source, float]] | None = None,
+) -> TrainResult:
+    """Train `base` on the prompts of a file and return the checkpoint, which may have been there already.
+
+    `spec` tells where constitution, judge and held-out prompts are (see cai.train.run); `sources` are rewards with
+    their weights, in place of those that the settings name. Raises UserError for input that cannot be used, TrainError
+    where training cannot go on, Interrupted once `stop` is set.
+    """
+    with setup.opened(
+        "ppo",
+        rows_path,
+        base,
+        out,
+        settings,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        on_step=on_step,
+        stop=stop,
+        spec=spec or {},
+        sources=sources,
+    ) as ready:
+        if isinstance(ready, TrainResult):
+            return ready
+        return ready.finish(Ppo(ready), manifest or {})
+
+
+class Ppo:
+    """The loop's state: policy, reference, optimizer, betas, and the looks at held-out answers so far."""
+
+    def __init__(self, ready: setup.Ready) -> None:
+        assert isinstance(ready.job.settings, PpoSection)
+        self.job: Job = ready.job
+        self.ppo: PpoSection = ready.job.settings
+        self.prompts, self.mix, self.held_out = ready.prompts, ready.mix, ready.held_out
+        self.renderer = ready.renderer
+        on_gpu, in_bf16 = self.job.device == "cuda", self.job.dtype == "bfloat16"
+        self.accelerator = Accelerator(cpu=not on_gpu, mixed_precision="bf16" if in_bf16 else "no")
+        torch.manual_seed(self.job.seed)
+        model = load_model(self.job)
+        adapter = lora_config(self.job.settings)
+        self.reference = None if adapter else load_model(self.job).to(self.accelerator.device).requires_grad_(False)
+        if adapter:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, adapter)
+        self.policy = Policy(model, self._critic() if self.ppo.critic == "separate" else None)
+        self.policy.to(self.accelerator.device).train()
+        self.optimizer = torch.optim.AdamW(self._groups(), eps=1e-5, weight_decay=0.0)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.policy, self.optimizer)
+        self.stops = stop_tokens(model, self.renderer)
+        self.writer = self._writer(bool(adapter), ready.spec.get("engine") or {})
+        self.betas = {"": self.ppo.kl.beta, **self.ppo.kl.by_domain}
+        self.looks: list[dict[str, Any]] = []
+        self.trip: Trip | None = None
+        self.n_failed = 0
+        self.step_done = 0
+
+    def _critic(self) -> Any:
+        """Return the backbone of a critic of its own: the base once more, trained in the way the policy is."""
+        critic = AutoModel.from_pretrained(self.job.base, dtype=torch.float32, use_safetensors=True)
+        adapter = lora_config(self.job.settings)
+        if adapter is None:
+            return critic
+        from peft import get_peft_model
+
+        adapter.task_type = "FEATURE_EXTRACTION"
+        return get_peft_model(critic, adapter)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Return the trained weights in two groups, policy and critic, with their peak learning rates."""
+        own, critics = [], []
+        for name, parameter in self.policy.named_parameters():
+            if parameter.requires_grad:
+                (own if name.startswith("model.") else critics).append(parameter)
+        peaks = (self.ppo.learning_rate, self.ppo.critic_learning_rate or self.ppo.learning_rate)
+        return [{"params": p, "lr": peak, "peak": peak} for p, peak in zip((own, critics), peaks, strict=True)]
+
+    def _writer(self, has_adapter: bool, engine: Mapping[str, Any]) -> Writer:
+        """Return who samples; `engine` is the run's section."""
+        plain = load_model(self.job).to(self.accelerator.device).requires_grad_(False) if has_adapter else None
+        writer = InProcess(self.policy.model, self.stops, plain)
+        if self.ppo.rollouts == "in_process":
+            return writer
+        served = EngineSection.model_validate(engine)
+        return Served(self.job, self.policy.model, writer, served, self.stops, self.renderer.tokenizer)
+
+    # -- from the first step to the last -----------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Do every step that is left. Raises Interrupted once a stop was asked for; a tripped wire ends it early."""
+        if self.job.resume:
+            self._load(self.job.resume)
+        try:
+            self._steps()
+        except NotFinite as error:
+            if best(self.looks) is None or not self.ppo.watch or self.ppo.watch.on_trip == "stop":
+                raise
+            self.trip = error.trip
+        finally:
+            self.writer.close()
+
+    def _steps(self) -> None:
+        began, first, last = time.monotonic(), self.step_done, self.job.steps
+        if not self.looks:
+            self.job.folder.curve.unlink(missing_ok=True)
+            self._look(0)
+        for step in range(first + 1, last + 1):
+            if self.trip:
+                return
+            row = self._step(step)
+            self.step_done = step
+            row |= self._look(step)
+            per_step = (time.monotonic() - began) / (step - first)
+            self._tell(row | {"step": step, "eta_s": round(per_step * (last - step), 1)})
+            stopping = self.job.stop.is_set()
+            if stopping or self._is_due(step):
+                self._save(step)
+            if stopping and step < last and not self.trip:
+                raise Interrupted(f"stopped at step {step} of {last}; the same command goes on there")
+
+    def _is_due(self, step: int) -> bool:
+        # The state follows every look, so that a best policy and the looks that name it are kept together.
+        every = self.ppo.save_steps or max(1, self.job.steps // 10)
+        return step % every == 0 or bool(self.looks and self.looks[-1]["step"] == step)
+
+    def _step(self, step: int) -> dict[str, Any]:
+        """Do one step and return its figures."""
+        began = time.monotonic()
+        torch.manual_seed(self._hash("dropout", step))
+        numbers = self.job.order[(step - 1) * self.ppo.batch_size : step * self.ppo.batch_size]
+        seeds = [self._hash("answer", step, i) for i in range(len(numbers))]
+        self.writer.update(step - 1)
+        rollouts = self._sample([self.prompts[i] for i in numbers], seeds)
+        written = time.monotonic()
+        scored = self._score(rollouts, step)
+        memory = self._remember(rollouts, scored)
+        figures = self._improve(step, memory)
+        figures |= self._steer(memory)
+        texts = [rollout.text for rollout in rollouts]
+        n_new = sum(len(rollout.answer_ids) for rollout in rollouts)
+        n_read = sum(len(rollout.prompt_ids) for rollout in rollouts) + n_new
+        return figures | {
+            "reward": fmean(total for total in scored.totals if total is not None),
+            **telemetry.of_rewards(scored.by_source),
+            "entropy": float(memory.entropy_BL[memory.mask_BL].mean()),
+            "explained_variance": explained_variance(
+                memory.values_BL[memory.mask_BL], memory.returns_BL[memory.mask_BL]
+            ),
+            "length": n_new / len(rollouts),
+            "finished": fmean(rollout.finished for rollout in rollouts),
+            **telemetry.of_texts(texts),
+            "unscored": scored.totals.count(None),
+            "tokens_per_s": round(n_read / (time.monotonic() - began), 1),
+            "written_per_s": round(n_new / (written - began), 1),
+            "samples_per_s": round(len(rollouts) / (time.monotonic() - began), 3),
+        }
+
+    # -- sample and score --------------------------------------------------------------------------------------------
+
+    def _sample(self, prompts: Sequence[Rendered], seeds: Sequence[int]) -> list[Rollout]:
+        """Return an answer to every prompt."""
+
+        def mine(items: Sequence[tuple[Rendered, int]]) -> list[Rollout]:
+            rows, drawn = [prompt for prompt, _ in items], [seed for _, seed in items]
+            return sample(self.writer, rows, drawn, self.ppo.max_new_tokens, self.renderer, self.stops)
+
+        return self._shared(list(zip(prompts, seeds, strict=True)), mine)
+
+    def _score(self, rollouts: list[Rollout], step: int) -> Scored:
+        """Return what the answers are worth. Raises TrainError where not one of them could be scored."""
+
+        def mine(items: Sequence[Rollout]) -> list[tuple[float | None, dict[str, float | None]]]:
+            scored = self.mix.score(items)
+            return [
+                (total, {name: values[i] for name, values in scored.by_source.items()})
+                for i, total in enumerate(scored.totals)
+            ]
+
+        told = self._shared(rollouts, mine)
+        totals = [total for total, _ in told]
+        if all(total is None for total in totals):
+            raise TrainError(
+                f"none of the {len(totals)} answers of step {step} could be scored; see the judge's "
+                "replies, and raise judge.max_outside_mass if it answers in other words"
+            )
+        self.n_failed += totals.count(None)
+        return Scored(totals, {name: [said[name] for _, said in told] for name in told[0][1]})
+
+    def _shared(self, items: Sequence[Item], work: Callable[[Sequence[Item]], list[Done]]) -> list[Done]:
+        """Return what `work` makes of the items, in order; every process does its share and sees all of it."""
+        n, me = self.accelerator.num_processes, self.accelerator.process_index
+        if n == 1:
+            return work(items)
+        parts = gather_object([work(items[me::n]) if len(items) > me else []])
+        return [parts[i % n][i // n] for i in range(len(items))]
+
+    # -- look again --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _look_again(self, rollouts: Sequence[Rollout]) -> list[Looked]:
+        """Return what policy, value head and reference say of the answers.
+
+        The policy's log-probabilities are computed here and not taken from whoever sampled: a server rounds otherwise,
+        and the ratio to be clipped must be 1 where nothing has changed.
+        """
+        found: list[Looked | None] = [None] * len(rollouts)
+        self.policy.eval()
+        for numbers in self._by_length(rollouts, range(len(rollouts))):
+            batch = self._tensors([rollouts[i] for i in numbers])
+            with self.accelerator.autocast():
+                told = self.policy(batch, entropy=True)
+                reference_M = reference_logps(self.policy.model, self.reference, batch)
+            lengths = [len(rollouts[i].answer_ids) for i in numbers]
+            columns = (told.logps_M, told.values_M, told.entropy_M, reference_M)
+            parts = zip(*(column_M.cpu().split(lengths) for column_M in columns), strict=True)
+            for i, part in zip(numbers, parts, strict=True):
+                found[i] = Looked(*part)
+        self.policy.train()
+        return [looked for looked in found if looked is not None]
+
+    def _remember(self, rollouts: Sequence[Rollout], scored: Scored) -> Memory:
+        """Return the answers that could be scored with their advantages and returns."""
+        kept = [i for i, total in enumerate(scored.totals) if total is not None]
+        rows = [rollouts[i] for i in kept]
+        looked = self._shared(rows, self._look_again)
+        mask_BL = answer_mask([len(row.answer_ids) for row in rows])
+        logps_BL, values_BL, entropy_BL, reference_BL = (
+            spread(torch.cat([getattr(each, name) for each in looked]), mask_BL) for name in Looked._fields
+        )
+        score_B = torch.tensor([scored.totals[i] for i in kept])
+        beta_B = torch.tensor([self.betas[self._steering(row)] for row in rows])
+        rewards_BL = token_rewards(score_B, logps_BL, reference_BL, beta_B, mask_BL)
+        if self.ppo.whiten_rewards:
+            rewards_BL = whiten(rewards_BL, mask_BL, shift=False)
+        raw_BL = advantages(rewards_BL, values_BL, mask_BL, self.ppo.gamma, self.ppo.lam)
+        return Memory(
+            rollouts=rows,
+            mask_BL=mask_BL,
+            logps_BL=logps_BL,
+            values_BL=values_BL,
+            entropy_BL=entropy_BL,
+            kl_BL=logps_BL - reference_BL,
+            advantages_BL=whiten(raw_BL, mask_BL),
+            returns_BL=raw_BL + values_BL,
+        )
+
+    def _tensors(self, rollouts: Sequence[Rollout]) -> Batch:
+        examples = [Example(r.row.id, r.prompt_ids, [r.answer_ids]) for r in rollouts]
+        batch = sft_batch(examples, self.renderer.tokenizer.pad_token_id)
+        return {k: v.to(self.accelerator.device) for k, v in batch.items()}
+
+    def _by_length(self, rollouts: Sequence[Rollout], numbers: Sequence[int]) -> list[list[int]]:
+        """Return the numbers in batches of answers of like length."""
+        ranked = sorted(numbers, key=lambda i: len(rollouts[i].prompt_ids) + len(rollouts[i].answer_ids))
+        size = self.ppo.micro_batch_size
+        return [ranked[begin : begin + size] for begin in range(0, len(ranked), size)]
+
+    # -- improve -----------------------------------------------------------------------------------------------------
+
+    def _improve(self, step: int, memory: Memory) -> dict[str, float]:
+        """Go through the answers; return the means over all their tokens and passes."""
+        share = rate_at(step, self.job.steps, self.ppo.warmup, self.ppo.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * share
+        sums: dict[str, float] = {}
+        norms: list[float] = []
+        for number in range(self.ppo.passes):
+            order = list(range(len(memory.rollouts)))
+            random.Random(self._hash("pass", step, number)).shuffle(order)
+            size = math.ceil(len(order) / self.ppo.minibatches)
+            for begin in range(0, len(order), size):
+                norms.append(self._minibatch(step, memory, order[begin : begin + size], sums))
+        everywhere = gather_object([sums])
+        totals = {name: math.fsum(part.get(name, 0.0) for part in everywhere) for name in everywhere[0]}
+        n_tokens = totals.pop("tokens")
+        means = {name: total / n_tokens for name, total in totals.items()}
+        loss = means["policy_loss"] + self.ppo.value_weight * means["value_loss"]
+        if self.ppo.entropy_weight:
+            loss -= self.ppo.entropy_weight * means["entropy_trained"]
+        return {"loss": loss, **means, "grad_norm": fmean(norms), "lr": self.ppo.learning_rate * share}
+
+    def _minibatch(self, step: int, memory: Memory, rows: list[int], sums: dict[str, float]) -> float:
+        """Take one optimizer step on these answers; add to the sums, and return the gradient's norm."""
+        n, me = self.accelerator.num_processes, self.accelerator.process_index
+        n_tokens = int(memory.mask_BL[rows].sum())
+        mine = rows[me::n]
+        batches = [(part, 1.0) for part in self._by_length(memory.rollouts, mine)]
+        # Every process goes backward equally often: one with fewer rows repeats a row that counts for nothing.
+        n_backward = math.ceil(math.ceil(len(rows) / n) / self.ppo.micro_batch_size)
+        batches += [([rows[0]], 0.0)] * (n_backward - len(batches))
+        for at, (numbers, weight) in enumerate(batches):
+            last = at == len(batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                loss = self._loss(memory, numbers, weight, sums) / n_tokens * n  # gradients are averaged over processes
+                if not torch.isfinite(loss):
+                    ids = ", ".join(memory.rollouts[i].row.id for i in numbers)
+                    raise NotFinite("the loss", step, ids)
+                self.accelerator.backward(loss)
+        norm = float(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.ppo.max_grad_norm))
+        if not math.isfinite(norm):
+            raise NotFinite("the gradient", step, ", ".join(memory.rollouts[i].row.id for i in rows))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def _loss(self, memory: Memory, numbers: list[int], weight: float, sums: dict[str, float]) -> torch.Tensor:
+        """Return the loss summed over the tokens of these answers."""
+        ppo, mask_BL = self.ppo, memory.mask_BL[numbers]
+
+        def flat(table_BL: torch.Tensor) -> torch.Tensor:
+            return table_BL[numbers][mask_BL].to(self.accelerator.device)
+
+        batch = self._tensors([memory.rollouts[i] for i in numbers])
+        with self.accelerator.autocast():
+            told = self.wrapped(batch, entropy=ppo.entropy_weight > 0)
+        old_M = flat(memory.logps_BL)
+        policy_M, held_M = clipped_policy_loss(told.logps_M, old_M, flat(memory.advantages_BL), ppo.clip)
+        value_M, value_held_M = clipped_value_loss(
+            told.values_M, flat(memory.values_BL), flat(memory.returns_BL), ppo.value_clip
+        )
+        loss_M = policy_M + ppo.value_weight * value_M
+        said = {
+            "policy_loss": policy_M,
+            "value_loss": value_M,
+            "clip_fraction": held_M,
+            "value_clip_fraction": value_held_M,
+            "approx_kl": (told.logps_M - old_M) ** 2 / 2,
+        }
+        if told.entropy_M is not None:
+            loss_M = loss_M - ppo.entropy_weight * told.entropy_M
+            said["entropy_trained"] = told.entropy_M
+        for name, each_M in said.items():
+            sums[name] = sums.get(name, 0.0) + weight * float(each_M.detach().float().sum())
+        sums["tokens"] = sums.get("tokens", 0.0) + weight * len(old_M)
+        return weight * loss_M.sum()
+
+    def _steering(self, rollout: Rollout) -> str:
+        """Return which beta an answer is under: its domain's, or the common one."""
+        return rollout.row.domain if rollout.row.domain in self.ppo.kl.by_domain else ""
+
+    def _steer(self, memory: Memory) -> dict[str, float]:
+        """Move every beta by the divergence of its own answers; return the figures."""
+        kl_B = memory.kl_BL.sum(1)
+        told = {"kl": memory.kl, "kl_per_token": float(memory.kl_BL.sum() / memory.mask_BL.sum())}
+        for name in self.betas:
+            mine = [i for i, row in enumerate(memory.rollouts) if self._steering(row) == name]
+            told[f"beta_{name}" if name else "beta"] = self.betas[name]
+            if mine:
+                self.betas[name] = steered(self.betas[name], float(kl_B[mine].mean()), self.ppo.kl)
+                if name:
+                    told[f"kl_{name}"] = float(kl_B[mine].mean())
+        if self.ppo.watch and (trip := kl_ceiling(memory.kl, self.step_done + 1, self.ppo.watch)):
+            self.trip = trip
+        return told
+
+    # -- held-out looks ----------------------------------------------------------------------------------------------
+
+    def _look(self, step: int) -> dict[str, Any]:
+        """Look at held-out answers where it is time to; return the figures for the curve."""
+        watch = self.ppo.watch
+        if self.held_out is None or watch is None or (step % watch.every and step != self.job.steps):
+            return {}
+        self.writer.update(step)
+        look = self.held_out.look(step, self._sample, self._divergence)
+        self.looks.append(look)
+        self.trip = self.trip or tripped(self.looks, watch)
+        if best(self.looks) == step:
+            self._keep_best(step)
+        told = {f"held_out_{k}": v for k, v in look.items() if k != "step"}
+        told["held_out_sqrt_kl"] = math.sqrt(max(0.0, look["kl"]))
+        if step == 0:
+            self._tell(told | {"step": 0})
+        return told
+
+    def _divergence(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        looked = self._shared(rollouts, self._look_again)
+        entropy = torch.cat([each.entropy for each in looked])
+        return {
+            "kl": fmean(float((each.logps - each.reference).sum()) for each in looked),
+            "entropy": float(entropy.mean()),
+        }
+
+    def _keep_best(self, step: int) -> None:
+        if self.accelerator.is_main_process:
+            part = self.job.folder.state / "best.part"
+            save_file({k: v.contiguous().cpu() for k, v in self.policy.trained().items()}, part, {"step": str(step)})
+            part.rename(self.job.folder.state / "best.safetensors")
+
+    def roll_back(self) -> int | None:
+        """Take back the weights that the judge scored best; return their step, or None where nobody scored."""
+        self.accelerator.wait_for_everyone()
+        kept = self.job.folder.state / "best.safetensors"
+        if (step := best(self.looks)) is None or not kept.exists():
+            return None
+        self.policy.restore({k: v.to(self.accelerator.device) for k, v in load_file(kept).items()})
+        return step
+
+    # -- tell, save, resume ------------------------------------------------------------------------------------------
+
+    def _tell(self, row: dict[str, Any]) -> None:
+        row = {"steps": self.job.steps, **row}
+        if self.accelerator.is_main_process:
+            telemetry.keep(self.job.folder.curve, row)
+            if self.job.on_step:
+                self.job.on_step(row)
+
+    def _save(self, step: int) -> None:
+        """Write the resume state: trained weights, optimizer, betas and looks; sealed last."""
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        state = self.job.folder.state / f"checkpoint-{step}"
+        shutil.rmtree(state, ignore_errors=True)
+        state.mkdir()
+        save_file({k: v.contiguous().cpu() for k, v in self.policy.trained().items()}, state / "policy.safetensors")
+        torch.save(self.optimizer.state_dict(), state / "optimizer.pt")
+        loop = {
+            "step": step,
+            "betas": self.betas,
+            "looks": self.looks,
+            "n_failed": self.n_failed,
+            "trip": self.trip.as_dict() if self.trip else None,
+        }
+        write_atomically(state / "loop.json", json.dumps(loop))
+        self.job.folder.seal(state)
+
+    def _load(self, state: Path) -> None:
+        try:
+            optimizer = torch.load(state / "optimizer.pt", weights_only=True, map_location=self.accelerator.device)
+        except pickle.UnpicklingError as error:
+            raise TrainError(
+                f"{state}: holds more than numbers and was not loaded ({error}); remove {state} and run "
+                "the same command again"
+            ) from error
+        self.policy.restore(
+            {k: v.to(self.accelerator.device) for k, v in load_file(state / "policy.safetensors").items()}
+        )
+        self.optimizer.load_state_dict(optimizer)
+        loop = json.loads((state / "loop.json").read_text(encoding="utf-8"))
+        self.step_done, self.betas, self.looks = loop["step"], loop["betas"], loop["looks"]
+        self.n_failed, self.trip = loop["n_failed"], Trip(**loop["trip"]) if loop["trip"] else None
+
+    def save_weights(self, part: Path) -> None:
+        """Write what was trained, as an adapter or a model, with the tokenizer."""
+        self.policy.model.save_pretrained(part)
+        self.renderer.tokenizer.save_pretrained(part)
+
+    def _hash(self, *parts: object) -> int:
+        return canon.seed_of(self.job.seed, *parts)
+
+
+class NotFinite(TrainError):
+    """A figure of training was NaN or infinite; no step was taken with it."""
+
+    def __init__(self, what: str, step: int, ids: str) -> None:
+        super().__init__(
+            f"{what} is not finite at step {step}; the prompts of this batch: {ids}. lower learning_rate, "
+            "or look at these prompts"
+        )
+        self.trip = not_a_number(what, step)

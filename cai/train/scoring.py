@@ -1,0 +1,181 @@
+"""Reward models that are trained: what they score answers with, alone or as an ensemble.
+
+model = Ensemble.load(["checkpoints/rm"], device="cpu")
+rewards = model.score([(messages, answer), …], how="cautious")
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from cai.errors import TrainError, UserError
+from cai.model.fetch import resolve
+from cai.train.batches import stacked_answers
+from cai.train.checkpoint import check_whole, content_of
+from cai.train.data import Example, Messages, Renderer, load_tokenizer
+from cai.train.reward import load_scorer, scores
+
+How = Literal["mean", "worst", "cautious"]
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """One trained reward model."""
+
+    model: Any
+    """Gives `n_heads` scores where an answer ends."""
+    renderer: Renderer
+    """Turns conversations into its token ids."""
+    n_heads: int
+    """Scores per answer."""
+    principles: list[str]
+    """Names of the heads where each stands for a principle, else empty."""
+
+    @classmethod
+    def load(cls, out: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> RewardModel:
+        """Return the reward model of a finished training's folder.
+
+        Raises UserError where there is none or it was trained from another base than the one found, TrainError where
+        the checkpoint is damaged. Weights are read as safetensors only.
+        """
+        out = Path(out)
+        manifest = _manifest(out)
+        heads, kind = manifest["reward"], manifest["kind"]
+        base = resolve(manifest["base"])
+        if kind == "adapter":
+            found = content_of(base)
+            if found != manifest["base_id"]:
+                raise UserError(
+                    f"{out}: this adapter was trained on a base with id {manifest['base_id']}, but "
+                    f"'{manifest['base']}' has {found}; bring back that base, or train the adapter anew"
+                )
+            model = load_scorer(base, heads["heads"], dtype)
+            model = _with_adapter(model, out / "adapter")
+        else:
+            model = load_scorer(str(out / "model"), heads["heads"], dtype)
+        tokenizer = load_tokenizer(str(out / kind) if (out / kind / "tokenizer.json").exists() else base)
+        model.to(device).eval()
+        return cls(model, Renderer(tokenizer), heads["heads"], heads["principles"])
+
+    @torch.no_grad()
+    def score_ids(self, examples: Sequence[Example], *, n_tokens: int = 4096) -> torch.Tensor:
+        """Return the heads' scores of answers in token ids, one completion an example (N, K), in float32 on the CPU."""
+        device = next(self.model.parameters()).device
+        pad_id = self.renderer.tokenizer.pad_token_id
+        order = sorted(range(len(examples)), key=lambda i: examples[i].n_tokens)
+        found_NK = torch.zeros(len(examples), self.n_heads)
+        while order:
+            n_rows = max(1, min(len(order), n_tokens // examples[order[-1]].n_tokens))
+            rows, order = order[-n_rows:], order[:-n_rows]
+            batch = {k: v.to(device) for k, v in stacked_answers([examples[i] for i in rows], pad_id).items()}
+            found_NK[rows] = scores(self.model, batch)[:, 0].cpu()
+        return found_NK
+
+    def score(self, answers: Sequence[tuple[Messages, str]]) -> torch.Tensor:
+        """Return the heads' scores of answers to conversations (N, K). Raises UserError beyond the model's context."""
+        render = self.renderer
+        examples = [Example(str(i), render.prompt(m), [render.completion(a)]) for i, (m, a) in enumerate(answers)]
+        longest = self.model.config.get_text_config().max_position_embeddings
+        for example in examples:
+            if example.n_tokens > longest:
+                raise UserError(
+                    f"row {int(example.id) + 1}: {example.n_tokens} tokens, but the reward model reads at "
+                    f"most {longest}; shorten the conversation or the answer"
+                )
+        return self.score_ids(examples)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Several reward models, or one; every head of every model counts as a member."""
+
+    models: list[RewardModel]
+    """The members' models."""
+
+    @classmethod
+    def load(cls, outs: Sequence[str | Path], *, device: str = "cpu") -> Ensemble:
+        """Return the models of these folders. Raises UserError where their heads stand for different principles."""
+        models = [RewardModel.load(out, device=device) for out in outs]
+        for out, model in zip(outs, models, strict=True):
+            if model.principles != models[0].principles:
+                raise UserError(
+                    f"{out}: its heads stand for {model.principles or 'no principles'}, those of {outs[0]} "
+                    f"for {models[0].principles or 'none'}; an ensemble's members score the same things"
+                )
+        return cls(models)
+
+    @property
+    def principles(self) -> list[str]:
+        """Names of the heads where each stands for a principle, else empty."""
+        return self.models[0].principles
+
+    def score(
+        self,
+        answers: Sequence[tuple[Messages, str]],
+        *,
+        how: How = "mean",
+        caution: float = 0.1,
+        weights: dict[str, float] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the combined reward of every answer (N), and every member's (N, M).
+
+        Heads of principles are first weighed into one reward a model.
+        """
+        members = []
+        for model in self.models:
+            scores_NK = model.score(answers)
+            members.append(weighed(scores_NK, model.principles, weights)[:, None] if model.principles else scores_NK)
+        members_NM = torch.cat(members, 1)
+        return combined(members_NM, how, caution), members_NM
+
+
+def weighed(scores_NK: torch.Tensor, principles: list[str], weights: dict[str, float] | None = None) -> torch.Tensor:
+    """Return the weighted mean over the principles' heads (N). Principles that `weights` does not name weigh 1."""
+    weights = weights or {}
+    if unknown := sorted(set(weights) - set(principles)):
+        raise UserError(f"no head for principle '{unknown[0]}'; this reward model has {', '.join(principles)}")
+    weight_K = torch.tensor([weights.get(p, 1.0) for p in principles])
+    if weight_K.min() < 0 or not weight_K.sum():
+        raise UserError("weights of principles must be 0 or more, and not all 0")
+    return scores_NK @ (weight_K / weight_K.sum())
+
+
+def combined(members_NM: torch.Tensor, how: How, caution: float = 0.1) -> torch.Tensor:
+    """Return one reward per answer from those of an ensemble's members (N).
+
+    `worst` is the smallest, `cautious` the mean minus `caution` times the variance: Coste et al. 2023 (2310.02743),
+    §3.2, WCO and UWO, which keep a policy from what only some members like.
+    """
+    if how == "mean":
+        return members_NM.mean(1)
+    if how == "worst":
+        return members_NM.min(1).values
+    return members_NM.mean(1) - caution * members_NM.var(1, unbiased=False)
+
+
+def _manifest(out: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((out / "checkpoint.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{out}: no finished training here ({error}); expected the folder of a reward model") from error
+    if "reward" not in manifest:
+        raise UserError(f"{out}: holds a '{manifest.get('method')}' checkpoint, expected a reward model's")
+    check_whole(out, manifest)
+    return manifest
+
+
+def _with_adapter(model: Any, folder: Path) -> Any:
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").exists():
+        raise UserError(f"{folder}: no adapter_model.safetensors here; weights are read as safetensors only")
+    try:
+        return PeftModel.from_pretrained(model, str(folder))
+    except (RuntimeError, ValueError) as error:
+        raise TrainError(f"{folder}: does not fit its base ({error}); train it anew") from error

@@ -1,0 +1,208 @@
+"""From a request to a training that samples (PPO, GRPO, RLOO): prompts, rewards and held-out looks, made ready.
+
+with setup.opened("ppo", …) as ready:      # a TrainResult where the checkpoint is there already
+    result = ready.finish(trainer, manifest)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from cai import canon
+from cai.config import RlSection
+from cai.model.fetch import resolve
+from cai.train import rewards
+from cai.train.checkpoint import Folder, content_of
+from cai.train.data import Example, Renderer, load_tokenizer, training_order
+from cai.train.heldout import HeldOut, Rendered
+from cai.train.job import Job, OnStep, TrainResult, pick_device, pick_dtype
+from cai.train.rewards import Mix, Source
+from cai.train.rollouts import load_prompts, render
+from cai.train.tripwires import Trip
+
+CALLS = "judged.sqlite"
+"""What the judge was asked while training lies here, beside the curve."""
+
+
+class Trainer(Protocol):
+    """What `finish` needs of a method."""
+
+    trip: Trip | None
+    n_failed: int
+    step_done: int
+
+    def run(self) -> None:
+        """Do every step that is left."""
+
+    def roll_back(self) -> int | None:
+        """Take back the weights that the judge scored best; return their step."""
+
+    def save_weights(self, part: Path) -> None:
+        """Write what was trained into a folder."""
+
+
+@dataclass
+class Ready:
+    """Everything a method needs to start."""
+
+    job: Job
+    prompts: list[Rendered]
+    renderer: Renderer
+    mix: Mix
+    held_out: HeldOut | None
+    spec: Mapping[str, Any]
+    dropped: dict[str, int]
+    began: float = field(default_factory=time.monotonic)
+
+    def finish(self, trainer: Trainer, manifest: dict[str, Any]) -> TrainResult:
+        """Run a method to its end and publish its checkpoint.
+
+        Where a wire was tripped the manifest says so (`tripped`), and which step's weights were kept.
+        """
+        job, folder = self.job, self.job.folder
+        process = PartialState()
+        trainer.run()
+        tripped = trainer.trip.as_dict() if trainer.trip else None
+        if tripped is not None:
+            goes_back = job.settings.watch and job.settings.watch.on_trip == "rollback"  # type: ignore[attr-defined]
+            back = trainer.roll_back() if goes_back else None
+            tripped["kept_step"] = trainer.step_done if back is None else back
+        part = folder.out / f".{job.kind}.part"
+        if process.is_main_process:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            trainer.save_weights(part)
+        said = {
+            **manifest,
+            **_ends(folder.curve),
+            "n_rows": len(self.prompts),
+            "dropped": self.dropped,
+            "steps": trainer.step_done,
+            "unscored": trainer.n_failed,
+            "tripped": tripped,
+            "device": job.device,
+            "dtype": job.dtype,
+            "wall_s": round(time.monotonic() - self.began, 1),
+        }
+        if process.is_main_process:
+            said = folder.finish(job.kind, part, said)
+        process.wait_for_everyone()
+        return TrainResult(folder.out / job.kind, said, reused=False)
+
+
+@contextmanager
+def opened(
+    method: str,
+    rows_path: str | Path,
+    base: str,
+    out: str | Path,
+    settings: RlSection,
+    *,
+    seed: int,
+    device: str,
+    dtype: str,
+    on_step: OnStep | None,
+    stop: threading.Event | None,
+    spec: Mapping[str, Any],
+    sources: Sequence[tuple[Source, float]] | None,
+) -> Iterator[Ready | TrainResult]:
+    """Yield a training ready to start, or the checkpoint that is there already. The judge is let go at the end."""
+    device = pick_device(device)
+    process = PartialState(cpu=device == "cpu")
+    path, rows = resolve(base), load_prompts(rows_path)
+    folder = Folder(Path(out), {})
+    with folder.owned() if process.is_main_process else nullcontext():
+        if sources is None:
+            sources = rewards.open_sources(settings.reward, spec, device, folder.out / CALLS)
+        referees = _referees(settings, spec, sources, folder.out / CALLS)
+        try:
+            folder.fingerprint = {
+                "method": method,
+                "base": base,
+                "base_id": content_of(path),
+                "settings": settings.model_dump(mode="json"),
+                "rows_id": canon.id_of_bytes(Path(rows_path).read_bytes()),
+                "rewards": {source.name: getattr(source, "id", None) for source, _ in sources},
+                "referees": {source.name: getattr(source, "id", None) for source in referees},
+                "seed": seed,
+            }
+            if done := folder.finished():
+                yield TrainResult(folder.out / done["kind"], done, reused=True)
+                return
+            renderer = Renderer(load_tokenizer(path))
+            prompts, dropped = render(rows, renderer, settings.max_length - settings.max_new_tokens)
+            state: list[Any] = [None, None]
+            if process.is_main_process:
+                state = list(folder.open_state(lambda: {"dtype": pick_dtype(dtype, device)}))
+            resume, chosen = broadcast_object_list(state)
+            # Steps are counted in answers: a prompt with several takes so many places of the order.
+            passes = settings.epochs * getattr(settings, "answers", 1)
+            job = Job(
+                folder=folder,
+                base=path,
+                settings=settings,
+                examples=[Example(row.id, ids, []) for row, ids in prompts],
+                order=training_order([len(ids) for _, ids in prompts], passes, 1, seed),
+                seed=seed,
+                device=device,
+                dtype=chosen["dtype"],
+                on_step=on_step,
+                stop=stop or threading.Event(),
+                resume=resume,
+            )
+            mix = Mix(sources, settings.reward)
+            held_out = _held_out(settings, spec, renderer, mix, referees, seed)
+            yield Ready(job, prompts, renderer, mix, held_out, spec, dropped)
+        finally:
+            for source in {id(s): s for s in [*(s for s, _ in sources), *referees]}.values():
+                if hasattr(source, "close"):
+                    source.close()
+
+
+def _referees(
+    settings: RlSection, spec: Mapping[str, Any], sources: Sequence[tuple[Source, float]], keep: Path
+) -> list[Source]:
+    """Return who scores held-out answers whatever the reward: the judge and the checks, as far as there are any."""
+    if settings.watch is None or not spec.get("held_out"):
+        return []
+    known = {source.name: source for source, _ in sources}
+    principles = rewards.principles_of(spec)
+    found: list[Source] = []
+    if any(p.check is None for p in principles) and spec.get("judge"):
+        found.append(known.get("judge") or rewards.open_judge(spec, keep))
+    if any(p.check is not None for p in principles):
+        found.append(known.get("checks") or rewards.Checks(principles))
+    return found
+
+
+def _held_out(
+    settings: RlSection, spec: Mapping[str, Any], renderer: Renderer, mix: Mix, referees: list[Source], seed: int
+) -> HeldOut | None:
+    if settings.watch is None or not spec.get("held_out"):
+        return None
+    prompts, _ = render(load_prompts(spec["held_out"]), renderer, settings.max_length - settings.max_new_tokens)
+    return HeldOut(prompts, settings.watch, mix, referees, seed)
+
+
+def _ends(curve: Path) -> dict[str, Any]:
+    """Return the first and the last step's loss, reward and divergence."""
+    rows = [json.loads(line) for line in curve.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if "loss" in row]
+    named = {"loss": "loss", "reward": "reward", "kl": "kl"}
+    return {
+        f"{name}_{end}": rows[at].get(key)
+        for name, key in named.items()
+        for end, at in (("first", 0), ("last", -1))
+        if rows
+    }

@@ -1,0 +1,322 @@
+"""`cai constitution suggest`: principles that would explain what people preferred (inverse constitutional AI).
+
+The judge proposes a quality for each pair, proposals of like words are put together, and each cluster's most central
+proposal is tested: does the judge, asked by it in both orders, pick what the person picked? Pairs that proposals were
+made from are not tested on, where there are enough. What comes out is a file to read; nothing is applied.
+
+Findeis et al. 2024, "Inverse Constitutional AI"; we cluster by words, not by embeddings, so no further model is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cai import canon
+from cai.constitution import Principle
+from cai.engine.model import Generate, Sampling
+from cai.errors import RejectedError
+from cai.evaluate.intervals import wilson
+from cai.records import Comparison
+from cai.stages.judge import judge
+from cai.stages.settle import Asked, settle
+from cai.templates import neutralise, transcript
+from cai.workshop.comments import Comments
+from cai.workshop.desk import Desk
+from cai.workshop.evidence import Preferred
+from cai.workshop.interchange import slug_of, unused
+from cai.workshop.layout import write
+
+LEAST_HELD_OUT = 16
+"""With fewer pairs than this, proposals are tested on the pairs they were made from, and the file says so."""
+MOST_CANDIDATES = 12
+_SAMPLES = 2
+_SAMPLING = Sampling(max_tokens=60, temperature=0.8, min_p=0.1)
+_ALIKE = 0.45
+"""Cosine of word weights (0 to 1) from which on two proposals say the same."""
+_FEWEST_WORDS, _MOST_WORDS = 6, 45
+_MOST_TESTS = 4
+_IN_FLIGHT = 32
+_BEGIN = re.compile(r"the better (?:answer|response)\b[^.!?\n]*", re.IGNORECASE)
+_EMPTY = frozenset(
+    "the a an of to and or is are be it that this which with for in on by as at from more better answer answers "
+    "response does not has have was were its their them they than because would could should one also person".split()
+)
+
+
+@dataclass
+class Candidate:
+    """One proposed principle and how it stood its test."""
+
+    text: str
+    """A sentence that begins with "The better answer"."""
+    n_from: int
+    """Pairs whose proposals it stands for."""
+    right: list[Preferred] = field(default_factory=list)
+    """Tested pairs on which it picks what the person picked."""
+    n_wrong: int = 0
+    n_silent: int = 0
+    """Pairs on which it names nothing: the orders disagree, a tie, or an unusable verdict."""
+
+    @property
+    def gain(self) -> int:
+        """Pairs it reconstructs less those it gets wrong."""
+        return len(self.right) - self.n_wrong
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON can say it."""
+        decided = len(self.right) + self.n_wrong
+        interval = wilson(len(self.right), decided)
+        return {
+            "text": self.text,
+            "proposed_from": self.n_from,
+            "right": len(self.right),
+            "wrong": self.n_wrong,
+            "silent": self.n_silent,
+            "accuracy": interval and {"value": len(self.right) / decided, "low": interval[0], "high": interval[1]},
+            "is_clear": interval is not None and interval[0] > 0.5,
+        }
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Everything that was proposed and tested, the best first."""
+
+    candidates: tuple[Candidate, ...]
+    n_pairs: int
+    n_proposals: int
+    is_held_out: bool
+    """Whether the test pairs are others than those the proposals were made from."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON can say it."""
+        return {
+            "pairs": self.n_pairs,
+            "proposals": self.n_proposals,
+            "held_out": self.is_held_out,
+            "candidates": [candidate.as_dict() for candidate in self.candidates],
+        }
+
+
+async def suggest(pairs: Sequence[Preferred], desk: Desk) -> Suggestion:
+    """Return principles proposed and tested on these pairs, which come in a random order."""
+    is_held_out = len(pairs) >= LEAST_HELD_OUT
+    middle = len(pairs) // 2 if is_held_out else len(pairs)
+    proposals = await _proposals(pairs[:middle], desk)
+    candidates = clusters(proposals)[:MOST_CANDIDATES]
+    await _test(candidates, pairs[middle:] if is_held_out else pairs, desk)
+    best = sorted(candidates, key=lambda c: (-c.gain, -c.n_from, c.text))
+    return Suggestion(tuple(best), len(pairs), len(proposals), is_held_out)
+
+
+# -- propose -----------------------------------------------------------------------------------------------------------
+
+
+async def _proposals(pairs: Sequence[Preferred], desk: Desk) -> list[tuple[int, str]]:
+    """Return (which pair, proposal) for every sample that could be read as one."""
+    slots = asyncio.Semaphore(_IN_FLIGHT)
+
+    async def one(index: int, sample: int) -> tuple[int, str] | None:
+        async with slots:
+            text = await _propose(pairs[index], sample, desk)
+            stage.done += 1
+            return (index, text) if text else None
+
+    with desk.meter.stage("propose", len(pairs) * _SAMPLES) as stage:
+        found = await asyncio.gather(*(one(i, s) for i in range(len(pairs)) for s in range(_SAMPLES)))
+    return [each for each in found if each]
+
+
+async def _propose(pair: Preferred, sample: int, desk: Desk) -> str:
+    """Return one sample's proposal; the preferred answer stands first in one sample and second in the other."""
+    first_is_chosen = sample % 2 == 0
+    answers = (pair.chosen, pair.rejected) if first_is_chosen else (pair.rejected, pair.chosen)
+    turns = desk.templates.also("proposal").turns(
+        fence=desk.fence.of([*(m.content for m in pair.prompt.messages), *answers]),
+        conversation=transcript(pair.prompt.messages),
+        answer_a=neutralise(answers[0]),
+        answer_b=neutralise(answers[1]),
+        preferred="A" if first_is_chosen else "B",
+    )
+    seed = canon.seed_of(desk.config.run.seed, "propose", pair.prompt.id, pair.chosen, sample)
+    try:
+        said = await desk.judge.generate(Generate(turns, _SAMPLING, seed, sample))
+    except RejectedError:
+        return ""
+    return proposal_in(said.reply.text or "")
+
+
+def proposal_in(text: str) -> str:
+    """Return the sentence that a reply proposes, or nothing where there is none of a sensible length."""
+    found = _BEGIN.search(" ".join(text.split()))
+    sentence = found[0].strip().rstrip(",;: ") if found else ""
+    is_sensible = _FEWEST_WORDS <= len(sentence.split()) <= _MOST_WORDS and sentence.isprintable()
+    return sentence[:1].upper() + sentence[1:] if is_sensible and "<<" not in sentence else ""
+
+
+# -- cluster -----------------------------------------------------------------------------------------------------------
+
+
+def clusters(proposals: Sequence[tuple[int, str]]) -> list[Candidate]:
+    """Return one candidate per cluster of like words, those that most pairs led to first."""
+    texts = [text for _, text in proposals]
+    vectors = _vectors(texts)
+    groups: list[list[int]] = []
+    for i in range(len(texts)):
+        likest = max(groups, key=lambda g: _cosine(vectors[i], vectors[g[0]]), default=None)
+        if likest is not None and _cosine(vectors[i], vectors[likest[0]]) >= _ALIKE:
+            likest.append(i)
+        else:
+            groups.append([i])
+    made = []
+    for group in groups:
+        centre = max(group, key=lambda i: (sum(_cosine(vectors[i], vectors[j]) for j in group), -len(texts[i]), -i))
+        made.append(Candidate(texts[centre], len({proposals[i][0] for i in group})))
+    return sorted(made, key=lambda c: (-c.n_from, c.text))
+
+
+def _vectors(texts: Sequence[str]) -> list[dict[str, float]]:
+    """Return each text's words, weighted by how rare they are among the texts."""
+    bags = [Counter(_stem(w) for w in re.findall(r"[^\W\d_]+", t.lower()) if w not in _EMPTY) for t in texts]
+    seen = Counter(word for bag in bags for word in bag)
+    return [{w: n * math.log(1 + len(texts) / seen[w]) for w, n in bag.items()} for bag in bags]
+
+
+def _stem(word: str) -> str:
+    """Return a word without the commonest English endings: enough to put `shorter` beside `short`."""
+    for ending in ("ing", "est", "er", "ed", "es", "ly", "s"):
+        if word.endswith(ending) and len(word) - len(ending) >= 4:
+            return word[: -len(ending)]
+    return word
+
+
+def _cosine(one: dict[str, float], other: dict[str, float]) -> float:
+    dot = sum(weight * other[word] for word, weight in one.items() if word in other)
+    norm = math.sqrt(sum(w * w for w in one.values()) * sum(w * w for w in other.values()))
+    return dot / norm if norm else 0.0
+
+
+# -- test --------------------------------------------------------------------------------------------------------------
+
+
+def principle_of(candidate: Candidate, id_: str) -> Principle:
+    """Return a candidate as a principle that can be put to the judge."""
+    return Principle(id=id_, title=_title(candidate.text), compare=_compare(candidate.text))
+
+
+def _compare(text: str) -> str:
+    return f"{text.rstrip('.')}. Which of the two answers, A or B, does so more?"
+
+
+def _title(text: str) -> str:
+    words = text.split()
+    return " ".join(words) if len(words) <= 10 else " ".join(words[:10]) + " …"
+
+
+async def _test(candidates: Sequence[Candidate], pairs: Sequence[Preferred], desk: Desk) -> None:
+    """Ask every candidate about every pair, and count."""
+    if not candidates:
+        return
+    principles = [principle_of(c, f"candidate-{i}") for i, c in enumerate(candidates)]
+    bench, slots = desk.bench(principles, canaries=False), asyncio.Semaphore(_IN_FLIGHT)
+
+    async def one(pair: Preferred) -> None:
+        async with slots:
+            comparison = Comparison(
+                phase="suggest", prompt_id=pair.prompt.id, a_id=canon.text_id(pair.chosen),
+                b_id=canon.text_id(pair.rejected), source="samples",
+            )  # fmt: skip
+            try:
+                made = await judge(comparison, pair.prompt, pair.chosen, pair.rejected, desk.judge, bench)
+            except RejectedError:
+                made = []
+            _count(candidates, pair, _sides(comparison.id, made, principles, desk))
+            stage.done += 1
+
+    with desk.meter.stage("test proposals", len(pairs)) as stage:
+        await asyncio.gather(*(one(pair) for pair in pairs))
+    order = {pair.source: i for i, pair in enumerate(pairs)}
+    for candidate in candidates:
+        candidate.right.sort(key=lambda pair: order[pair.source])
+
+
+def _sides(comparison_id: str, made: Sequence[Any], principles: Sequence[Principle], desk: Desk) -> list[str]:
+    """Return what each candidate says: `a` (what the person chose), `b`, or nothing."""
+    bench, rules = desk.bench(principles, canaries=False), desk.config.judge
+    sides = []
+    for principle in principles:
+        question = bench.question(principle).id
+        own = [j for j in made if j.question_id == question]
+        due = {question: Asked(principle.id, 1.0, tuple(j.order for j in own))}
+        settled = settle(comparison_id, own, due, on_disagreement=rules.on_disagreement, tie_margin=rules.tie_margin)
+        sides.append(settled.label if own and settled.label in ("a", "b") else "")
+    return sides
+
+
+def _count(candidates: Sequence[Candidate], pair: Preferred, sides: Sequence[str]) -> None:
+    for candidate, side in zip(candidates, sides, strict=True):
+        if side == "a":
+            candidate.right.append(pair)
+        elif side == "b":
+            candidate.n_wrong += 1
+        else:
+            candidate.n_silent += 1
+
+
+# -- the file ----------------------------------------------------------------------------------------------------------
+
+
+def as_yaml(found: Suggestion, source: str, *, most: int) -> str:
+    """Return the best principles as a constitution file with the evidence beside each; empty where none gains."""
+    chosen = [c for c in found.candidates if c.gain > 0][:most]
+    if not chosen:
+        return ""
+    how = (
+        "other pairs than those they were proposed from"
+        if found.is_held_out
+        else ("the very pairs they were proposed from, since there are few: expect less elsewhere")
+    )
+    used: set[str] = set()
+    principles, comments = [], Comments()
+    comments.at_top = [
+        f"# Proposed from {found.n_pairs} pairs of {source}. Nothing here is applied: read, edit, and copy what you",
+        f"# agree with. Figures are of pairs tested: {how}.",
+        "",
+    ]
+    for i, candidate in enumerate(chosen):
+        comments.before["principles", i] = [f"# {evidence(candidate)}"]
+        principle = {
+            "id": unused(slug_of(candidate.text.removeprefix("The better answer")), used),
+            "title": _title(candidate.text),
+            "compare": _compare(candidate.text),
+        }
+        tests = [test for pair in candidate.right if (test := _example(pair))][:_MOST_TESTS]
+        principles.append(principle | ({"tests": tests} if tests else {}))
+    return write({"schema": 1, "name": f"suggested from {source}", "principles": principles}, comments)
+
+
+def evidence(candidate: Candidate) -> str:
+    """Return a candidate's figures in one line."""
+    told = candidate.as_dict()
+    accuracy = told["accuracy"]
+    share = f" ({accuracy['value']:.0%}, 95% {accuracy['low']:.0%} to {accuracy['high']:.0%})" if accuracy else ""
+    clear = "" if told["is_clear"] else "; no better than chance for certain"
+    decided = told["right"] + told["wrong"]
+    tried = f"{told['right']} of {decided} decided pairs right{share}, {told['silent']} silent"
+    return f"{tried}; from {told['proposed_from']} pairs{clear}"
+
+
+def _example(pair: Preferred) -> dict[str, str] | None:
+    """Return a pair as a worked example; None for a conversation of several turns or texts nobody can read whole."""
+    texts = (pair.prompt.messages[-1].content, pair.chosen, pair.rejected)
+    is_readable = all(t.strip() and t.replace("\n", " ").isprintable() for t in texts)
+    if len(pair.prompt.messages) > 1 or not is_readable:
+        return None
+    first_is_chosen = canon.unit_interval("example", pair.source) < 0.5
+    a, b = (pair.chosen, pair.rejected) if first_is_chosen else (pair.rejected, pair.chosen)
+    return {"prompt": texts[0], "a": a, "b": b, "expect": "a" if first_is_chosen else "b"}

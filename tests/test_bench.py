@@ -1,0 +1,124 @@
+"""The benchmarks: they run, compare what they say they compare, and tell a peer that is absent from one that failed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import judge, orchestrator, peers, plot, workload
+from cai import constitution, promptset, shipped
+from cai.config import JudgeSection, PromptSource
+from cai.records import Message, Prompt
+from cai.stages.judge import Bench
+from cai.templates import Fence, Templates
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def bench(name: str, *arguments: str, check: int = 0) -> Any:
+    """Run a benchmark as a command and return its JSON."""
+    command = [sys.executable, "-m", f"bench.{name}", *arguments, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == check, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_workload_is_sixteen_principles_and_as_many_prompts_as_asked(tmp_path: Path) -> None:
+    workload.write(tmp_path, n_prompts=1000)
+    loaded = constitution.load(tmp_path / "constitution.yaml")
+    assert len(loaded.principles) == 16 and all(p.compare and p.critique for p in loaded.principles)
+    read = promptset.load([PromptSource(path=str(tmp_path / "prompts.jsonl"))])
+    assert (len(read.prompts), read.n_duplicates) == (1000, 0)
+
+
+def test_orchestrator_compares_the_same_judgments(tmp_path: Path) -> None:
+    inputs = tmp_path / "single"
+    workload.write(inputs, n_prompts=2)
+    config = workload.config(inputs, "run", engine={"fast_paths": False})
+    took = orchestrator._in_process("bench.orchestrator", "--worker", str(config))
+    assert took["judgments"] == 2 * 32 and took["calls"]["made"] == 2 * 34 and took["peak_mb"] > 1
+    with orchestrator.ScriptedProcess(count_keys=True) as server:
+        bare = orchestrator._in_process("bench.bare", "openai", server.url, str(inputs / "runs" / "run"), "40")
+        assert server.stats()["judged"] == bare["requests"] == 40
+
+
+def test_orchestrator_runs_again_and_verifies() -> None:
+    found = bench("orchestrator", "--rounds", "0", "--memory", "--rerun", "3")
+    assert found["rerun"]["again_calls"] == 0 and found["rerun"]["n_faults"] == 0
+    assert found["rerun"]["verified"]["walks"] == 3
+
+
+def test_incremental_asks_what_an_edit_touches() -> None:
+    found = bench("incremental", "--prompts", "3")
+    first, edits = found["first"]["made"], found["edits"]
+    assert found["judge_share"] == pytest.approx(1 / 16) and found["other_calls"] == 0
+    for edit, took in edits.items():
+        assert took["planned"] == {k: n for k, n in took["made"].items() if n}, edit
+    assert not edits["nothing"]["made"] and not edits["threshold pairs.min_confidence"]["made"]
+    assert edits["template judgment.jinja"]["made"] == {"score": first["score"]}
+    assert edits["template revision.jinja"]["made"]["generate"] == 2 * 3
+
+
+def test_principle_first_asks_the_same_words() -> None:
+    prompt = Prompt(messages=(Message(role="user", content="Why?"),))
+    texts = Templates(shipped.find("prompts"))
+    principles = constitution.load(shipped.find("constitutions/harmless.yaml")).principles
+    settings = Bench(principles, texts, JudgeSection(), Fence(b"x"), "judge", 0)
+    (group, _) = judge.groups(judge.Pair(prompt, "One.", "Two."), settings)
+    for tail, one in zip(group.tails, judge.principle_first(group), strict=True):
+        (asked,) = one.tails
+        assert asked[0].text.startswith("Principle:") and asked[-1] == tail[-1]
+        assert sorted(asked[0].text.split()) == sorted((tail[0].text + " " + group.head[0].text).split())
+
+
+def test_absent_peers_are_skipped_with_a_clear_line(tmp_path: Path) -> None:
+    away = str(tmp_path / "none" / "bin" / "python")
+    found = bench("peers", "--distilabel", away, "--designer", away)
+    assert found["times"] == {} and found["rounds"] == []
+    assert [line.partition(":")[0] for line in found["skipped"]] == ["distilabel", "designer"]
+    assert all("skipped" in row[0] for row in peers.rows(found))
+
+
+def test_a_peer_that_fails_is_not_passed_over(tmp_path: Path) -> None:
+    spec = peers.spec("http://127.0.0.1:9", 2)
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(spec), encoding="utf-8")
+    script = ROOT / "bench" / "jobs" / "distilabel_job.py"
+    done = subprocess.run([sys.executable, str(script), str(path)], capture_output=True, text=True)
+    assert done.returncode != 0 and "distilabel" in done.stderr
+
+
+RESULTS: dict[str, Any] = {
+    "judge": {"times": {"principle last, token ids in batches": 12.0}},
+    "pipeline": {"over_floor": 2.2},
+    "incremental": {"judge_share": 0.0625},
+    "orchestrator": {"memory": {"growth_mb": -3.0, "sizes": {"10000": {}, "200000": {}}}, "rerun": {"again_s": 2.5}},
+}
+
+
+def test_the_plot_tells_what_reaches_its_aim() -> None:
+    bars = {bar.what: bar.ratio for bar in plot.bars(RESULTS)}
+    assert bars["judging, over principle-first chat"] == 2.0
+    assert bars["whole walk, over its floor"] == 0.5
+    assert bars["a finished run again"] == 2.0 and bars["memory, 200,000 prompts over 10,000"] > 1
+    drawn = ET.fromstring(plot.draw(plot.bars(RESULTS), "A title & more"))
+    rects = drawn.findall("{http://www.w3.org/2000/svg}rect")[1:]
+    assert len(rects) == len(bars)
+    middle = plot._place(1.0)
+    for bar, rect in zip(plot.bars(RESULTS), rects, strict=True):
+        starts, width = float(rect.get("x", "")), float(rect.get("width", ""))
+        assert starts >= 0 and starts + width <= plot._WIDTH
+        assert (starts < middle - 1) == (bar.ratio < 1)
+
+
+def test_results_and_plot_in_the_docs_are_of_one_make() -> None:
+    """What is drawn in docs/ is drawn from the kept results."""
+    results = json.loads((ROOT / "bench" / "results.json").read_text(encoding="utf-8"))
+    for bar in plot.bars(results):
+        assert plot.escape(bar.told) in (ROOT / "docs" / "benchmarks.svg").read_text(encoding="utf-8"), bar.what

@@ -1,0 +1,447 @@
+"""PPO, GRPO and RLOO end to end on a tiny model: what they learn, where they stop, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai import canon
+from cai.config import GroupSection, PpoSection
+from cai.errors import UserError
+from tests.planted import CountsRed, best_under, mean_of, trees, write_prompts
+from tests.tiny import make_model
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the trainers' libraries deprecate as they please
+
+COMMON: dict[str, Any] = {
+    "learning_rate": 0.01,
+    "warmup": 0.0,
+    "batch_size": 32,
+    "micro_batch_size": 32,
+    "max_new_tokens": 3,
+    "epochs": 9999.0,
+}
+CONSTITUTION = """\
+schema: 1
+name: planted
+description: For tests.
+principles:
+  - id: planted
+    title: Planted
+    revision: x
+    check: {%s: ['\\bred\\b']}
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A model this small only waits for its own threads, and with one the sums come out the same everywhere."""
+    import torch
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes it starts
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("tiny"))
+
+
+def curve(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
+
+
+def constitution(folder: Path, rule: str) -> str:
+    path = folder / "constitution.yaml"
+    path.write_text(CONSTITUTION % rule)
+    return str(path)
+
+
+# --- the planted reward -------------------------------------------------------------------------------------------
+
+BUDGET = 4.0
+"""Nats per answer; an answer that is red throughout would cost about 12."""
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ppo_reaches_nine_tenths_of_the_best_under_a_kl_budget(seed: int, tmp_path: Path) -> None:
+    from cai.train import ppo
+
+    base = make_model(tmp_path / "base", seed=seed)
+    reference, red = trees(base)
+    best, _ = best_under(reference, red, BUDGET)
+    _, beta = best_under(reference, red, 0.93 * BUDGET)  # aims a little below, so as to end within
+    settings = PpoSection.model_validate(
+        {
+            **COMMON,
+            "max_steps": 60,
+            "batch_size": 64,
+            "micro_batch_size": 64,
+            "minibatches": 2,
+            "schedule": "linear",
+            "lora": None,
+            "kl": {"beta": beta},
+            "lam": 1.0,
+            "value_clip": 10.0,
+            "value_weight": 0.5,
+        }
+    )
+    rows = write_prompts(tmp_path / "prompts.jsonl")
+    result = ppo.train(
+        rows,
+        str(base),
+        tmp_path / "out",
+        settings,
+        seed=seed,
+        device="cpu",
+        dtype="float32",
+        sources=[(CountsRed(), 1.0)],
+    )
+    trained, _ = trees(result.path)
+    reward, kl = mean_of(trained, reference, red)
+    assert reward >= 0.9 * best and kl <= BUDGET, (reward, best, kl)
+
+
+def test_grpo_reaches_nine_tenths_of_the_best_under_a_kl_budget(tmp_path: Path) -> None:
+    """Means over five seeds. TRL divides by the rewards' spread and its penalty pulls by another law than PPO's.
+
+    So no formula gives the beta of a budget. It was found by trial, once, as a multiple of PPO's.
+    """
+    from cai.train import grpo
+
+    rows = write_prompts(tmp_path / "prompts.jsonl")
+    found = []
+    for seed in range(5):
+        base = make_model(tmp_path / f"base-{seed}", seed=seed)
+        reference, red = trees(base)
+        best, _ = best_under(reference, red, BUDGET)
+        _, beta = best_under(reference, red, 0.93 * BUDGET)
+        settings = GroupSection.model_validate(
+            {
+                **COMMON,
+                "learning_rate": 0.02,
+                "max_steps": 80,
+                "batch_size": 64,
+                "micro_batch_size": 64,
+                "answers": 32,
+                "schedule": "linear",
+                "lora": None,
+                "beta": 1.15 * beta,
+            }
+        )
+        result = grpo.train(
+            rows,
+            str(base),
+            tmp_path / f"out-{seed}",
+            settings,
+            seed=seed,
+            device="cpu",
+            dtype="float32",
+            sources=[(CountsRed(), 1.0)],
+        )
+        trained, _ = trees(result.path)
+        reward, kl = mean_of(trained, reference, red)
+        found.append((reward / best, kl))
+    share, kl = (sum(column) / len(found) for column in zip(*found, strict=True))
+    assert share >= 0.9 and kl <= BUDGET, found
+
+
+# --- what is told and kept ----------------------------------------------------------------------------------------
+
+
+def test_a_curve_tells_everything_and_the_checkpoint_names_its_rewards(tiny: Path, tmp_path: Path) -> None:
+    from cai.train import ppo
+
+    rows = write_prompts(tmp_path / "prompts.jsonl")
+    held_out = write_prompts(tmp_path / "held_out.jsonl", ["e", "f", "g"])
+    settings = PpoSection.model_validate(
+        {
+            **COMMON,
+            "max_steps": 3,
+            "minibatches": 2,
+            "micro_batch_size": 8,
+            "lora": {"r": 4},
+            "kl": {"beta": 0.1, "target": 2.0, "by_domain": {"paint": 0.5}},
+            "entropy_weight": 0.01,
+            "whiten_rewards": True,
+            "critic": "separate",
+            "reward": {"checks_weight": 2.0, "missing_end_penalty": 0.5},
+            "watch": {"every": 2},
+        }
+    )
+    rows.write_text(
+        rows.read_text()
+        + canon.dumps({"id": "x", "prompt": [{"role": "user", "content": "h"}], "domain": "paint"}).decode()
+        + "\n"
+    )
+    spec = {"constitution": constitution(tmp_path, "must_match"), "held_out": str(held_out)}
+    result = ppo.train(rows, str(tiny), tmp_path / "out", settings, device="cpu", dtype="float32", spec=spec)
+    lines = curve(tmp_path / "out")
+    assert [row["step"] for row in lines] == [0, 1, 2, 3]
+    told = {
+        "loss",
+        "reward",
+        "reward_checks",
+        "kl",
+        "kl_per_token",
+        "beta",
+        "beta_paint",
+        "entropy",
+        "clip_fraction",
+        "explained_variance",
+        "length",
+        "finished",
+        "refusal",
+        "boilerplate",
+        "repetition",
+        "tokens_per_s",
+        "eta_s",
+    }
+    assert all(told <= row.keys() for row in lines[1:])
+    assert lines[1]["kl"] == pytest.approx(0, abs=1e-3), "before the first update the policy is the reference"
+    assert ["held_out_checks" in row for row in lines] == [True, False, True, True]
+    assert lines[0]["held_out_sqrt_kl"] == pytest.approx(0, abs=0.05)
+    manifest = json.loads((tmp_path / "out" / "checkpoint.json").read_text())
+    assert manifest["kind"] == "adapter" and manifest["rewards"]["checks"].startswith("b2:") and not manifest["tripped"]
+    left = {p.name for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert {"adapter_model.safetensors", "curve.jsonl"} <= left and not [n for n in left if n.endswith((".pt", ".bin"))]
+    again = ppo.train(rows, str(tiny), tmp_path / "out", settings, device="cpu", dtype="float32", spec=spec)
+    assert again.reused and again.manifest == result.manifest
+    (tmp_path / "constitution.yaml").write_text(CONSTITUTION % "must_not_match")
+    with pytest.raises(UserError, match="other rewards"):
+        ppo.train(rows, str(tiny), tmp_path / "out", settings, device="cpu", dtype="float32", spec=spec)
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_groups_learn_the_planted_reward_through_trl(method: str, tiny: Path, tmp_path: Path) -> None:
+    from cai.train import grpo
+
+    settings = GroupSection.model_validate({**COMMON, "max_steps": 12, "answers": 8, "beta": 0.05, "lora": None})
+    rows = write_prompts(tmp_path / "prompts.jsonl")
+    grpo.train_group(
+        method, rows, str(tiny), tmp_path / "out", settings, device="cpu", dtype="float32", sources=[(CountsRed(), 1.0)]
+    )
+    lines = curve(tmp_path / "out")
+    assert [row["step"] for row in lines] == list(range(1, 13))
+    assert lines[-1]["reward_red"] > lines[0]["reward_red"] + 0.5
+    assert {"loss", "reward", "kl", "entropy", "clip_fraction", "length", "refusal", "tokens_per_s"} <= lines[-1].keys()
+
+
+# --- tripwires ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on_trip", ["rollback", "stop"])
+def test_a_gamed_reward_stops_the_training(on_trip: str, tiny: Path, tmp_path: Path) -> None:
+    """The reward counts `red`, which the constitution forbids: what is paid is the opposite of what is wanted."""
+    from safetensors.torch import load_file
+
+    from cai.train import ppo
+
+    settings = PpoSection.model_validate(
+        {
+            **COMMON,
+            "max_steps": 60,
+            "lora": None,
+            "kl": {"beta": 0.01},
+            "watch": {"every": 2, "patience": 2, "judge_fall": 0.2, "on_trip": on_trip, "length_ratio": None},
+        }
+    )
+    rows = write_prompts(tmp_path / "prompts.jsonl")
+    held_out = write_prompts(tmp_path / "held_out.jsonl", list("abcdefghijklmnop"))
+    spec = {"constitution": constitution(tmp_path, "must_not_match"), "held_out": str(held_out)}
+    result = ppo.train(
+        rows,
+        str(tiny),
+        tmp_path / "out",
+        settings,
+        device="cpu",
+        dtype="float32",
+        spec=spec,
+        sources=[(CountsRed(), 1.0)],
+    )
+    trip = result.manifest["tripped"]
+    assert trip["wire"] == "gaming" and result.manifest["steps"] < 60
+    looks = [row for row in curve(tmp_path / "out") if "held_out_checks" in row]
+    best = max(looks, key=lambda row: row["held_out_checks"])
+    assert trip["kept_step"] == (best["step"] if on_trip == "rollback" else result.manifest["steps"])
+    assert looks[-1]["held_out_reward"] > best["held_out_reward"]
+    if on_trip == "rollback" and best["step"] == 0:
+        ours, theirs = load_file(result.path / "model.safetensors"), load_file(tiny / "model.safetensors")
+        assert all((ours[k] == theirs[k]).all() for k in theirs), "the weights are those of the untrained policy"
+
+
+def test_a_reward_that_is_not_gamed_stops_nothing(tiny: Path, tmp_path: Path) -> None:
+    from cai.train import ppo
+
+    settings = PpoSection.model_validate(
+        {
+            **COMMON,
+            "max_steps": 6,
+            "lora": None,
+            "kl": {"beta": 0.3},
+            "watch": {"every": 2, "judge_fall": 0.2},
+        }
+    )
+    rows = write_prompts(tmp_path / "prompts.jsonl")
+    held_out = write_prompts(tmp_path / "held_out.jsonl", list("abcdefghijklmnop"))
+    spec = {"constitution": constitution(tmp_path, "must_match"), "held_out": str(held_out)}
+    result = ppo.train(
+        rows,
+        str(tiny),
+        tmp_path / "out",
+        settings,
+        device="cpu",
+        dtype="float32",
+        spec=spec,
+        sources=[(CountsRed(), 1.0)],
+    )
+    assert result.manifest["tripped"] is None and result.manifest["steps"] == 6
+
+
+def test_a_figure_that_is_not_finite_is_never_trained_on(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cai.errors import TrainError
+    from cai.train import ppo
+
+    class Breaks(CountsRed):
+        n = 0
+
+        def score(self, rollouts: Any) -> list[float | None]:
+            self.n += 1
+            return [float("nan") if self.n == 3 else value for value in super().score(rollouts)]
+
+    rows = write_prompts(tmp_path / "prompts.jsonl")
+    settings = PpoSection.model_validate({**COMMON, "max_steps": 6, "lora": None, "watch": None})
+    with pytest.raises(TrainError, match="the loss is not finite at step 3; the prompts of this batch: .*lower"):
+        ppo.train(rows, str(tiny), tmp_path / "out", settings, device="cpu", dtype="float32", sources=[(Breaks(), 1.0)])
+    assert not (tmp_path / "out" / "checkpoint.json").exists()
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+def test_prompts_that_cannot_be_used_are_named(tmp_path: Path, tiny: Path) -> None:
+    from cai.train.data import Renderer, load_tokenizer
+    from cai.train.rollouts import load_prompts, render
+
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": []}\nno json\n{"prompt": [{"role": "assistant", "content": "x"}]}\n')
+    with pytest.raises(UserError) as caught:
+        load_prompts(path)
+    assert [line.split(": ")[0] for line in str(caught.value).split("\n")] == [f"{path}:{n}" for n in (1, 2, 3)]
+    path.write_text("\n")
+    with pytest.raises(UserError, match="no prompts"):
+        load_prompts(path)
+    rows = load_prompts(write_prompts(path, ["a", "a " * 40]))
+    renderer = Renderer(load_tokenizer(str(tiny)))
+    kept, dropped = render(rows, renderer, 20)
+    assert len(kept) == 1 and dropped == {"prompt too long": 1}
+    with pytest.raises(UserError, match="all 2 prompts are longer than 3 tokens"):
+        render(rows, renderer, 3)
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate.utils import imports
+
+    from cai.train.telemetry import Trackers
+
+    monkeypatch.setattr(imports, "is_trackio_available", lambda: False)
+    with pytest.raises(UserError, match=r"train\.track: 'trackio' is not installed"):
+        Trackers(["trackio"], "run", tmp_path)
+
+
+# --- a kill -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def started(spec: Path) -> Iterator[subprocess.Popen[str]]:
+    with open(spec.with_suffix(".log"), "a") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cai.train.run", str(spec)], stdout=subprocess.PIPE, stderr=log, text=True
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def steps_of(process: subprocess.Popen[str]) -> Iterator[int]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        said = json.loads(line)
+        if said.get("step"):
+            yield said["step"]
+
+
+def test_a_killed_ppo_goes_on_and_its_curve_is_the_undisturbed_one(tiny: Path, tmp_path: Path) -> None:
+    """Stopped by SIGTERM at a random step, then killed with -9 at another, then finished."""
+    from cai.train import ppo
+
+    rows = write_prompts(tmp_path / "prompts.jsonl")
+    held_out = write_prompts(tmp_path / "held_out.jsonl", ["e", "f", "g"])
+    settings = PpoSection.model_validate(
+        {
+            **COMMON,
+            "max_steps": 40,
+            "minibatches": 2,
+            "lora": {"r": 4, "dropout": 0.1},
+            "save_steps": 4,
+            "schedule": "cosine",
+            "kl": {"beta": 0.1, "target": 2.0},
+            "rollouts": "in_process",
+            "reward": {"checks_weight": 1.0},
+            "watch": {"every": 6, "kl_ceiling": None, "judge_fall": None},
+        }
+    )
+    told = {"constitution": constitution(tmp_path, "must_match"), "held_out": str(held_out)}
+    common = {"seed": 4, "device": "cpu", "dtype": "float32"}
+    ppo.train(rows, str(tiny), tmp_path / "whole", settings, **common, spec=told)
+    out, spec = tmp_path / "out", tmp_path / "spec.json"
+    spec.write_text(
+        json.dumps(
+            {
+                "method": "ppo",
+                "rows": str(rows),
+                "base": str(tiny),
+                "out": str(out),
+                "settings": settings.model_dump(mode="json"),
+                **common,
+                **told,
+            }
+        )
+    )
+    dice = random.SystemRandom()
+    at = [dice.randint(2, 15), dice.randint(2, 15)]
+    with started(spec) as process:
+        assert any(step == at[0] for step in steps_of(process)), spec.with_suffix(".log").read_text()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=120)
+        assert process.returncode == 130, (at, spec.with_suffix(".log").read_text())
+    stopped = curve(out)[-1]["step"]
+    with started(spec) as process:
+        seen = steps_of(process)
+        assert next(seen) == stopped + 1, "it goes on where the first one stopped"
+        assert any(step >= stopped + at[1] for step in seen)
+    assert not (out / "checkpoint.json").exists()
+    ppo.train(rows, str(tiny), out, settings, **common, spec=told)
+    ours, theirs = curve(out), curve(tmp_path / "whole")
+    assert [row["step"] for row in ours] == list(range(41))
+    for name in ("loss", "reward", "kl", "entropy", "beta", "held_out_checks", "held_out_kl"):
+        each, undisturbed = ({r["step"]: r[name] for r in rows if name in r} for rows in (ours, theirs))
+        assert each == pytest.approx(undisturbed, abs=1e-4), (name, at)

@@ -1,0 +1,417 @@
+"""The viewer's pages: they show what the twin says, filters equal a count by hand, and a live run is followed."""
+
+from __future__ import annotations
+
+import fcntl
+import html
+import json
+import re
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+
+from cai import canon
+from cai.records import Judgment
+from cai.store import ledger, schema
+from cai.trail import RunView
+from cai.view import words
+from cai.view.index import LOW_MARGIN, PAGE, DecisionIndex, Filter
+from tests.report_fixture import make_run
+from tests.view_fixture import Served, serving
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    make_run(folder / "one", n_train=20, n_held_out=10)
+    make_run(folder / "two & a half", n_train=9, n_held_out=8, judge="always-a", done=False)
+    make_run(folder / "broken", n_train=8, n_held_out=8, judge="invalid", phases=("sl",), arms=())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path) -> Iterator[Served]:
+    with serving(folder) as served:
+        yield served
+
+
+def words_of(page: str) -> str:
+    """A page's text as a reader has it, white space folded."""
+    body = re.sub(r"(?s)<(script|style|title|dialog).*?</\1>", " ", page)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
+
+
+# -- pages and their twins -------------------------------------------------------------------------------------------
+
+
+def of_runs(data: Any) -> Iterator[str]:
+    for run in data["runs"]:
+        yield run["name"]
+        yield run["state"]
+        if run["accounting"]:
+            yield f"{run['accounting']['comparisons']} comparison"
+
+
+def of_run(data: Any) -> Iterator[str]:
+    yield data["name"]
+    yield data["state"]
+    yield data["constitution"]["id"]
+    for walk in data["progress"]["walks"]:
+        yield f"{walk['phase']}"
+        yield f"{walk['done']} of {walk['due']}"
+    yield f"{data['progress']['ledger']:,}"
+    for state, n in data["accounting"].items():
+        if n and state in words.MEANING:
+            yield f"{state} {n}"
+
+
+def of_decisions(data: Any) -> Iterator[str]:
+    yield f"{data['total']:,} decisions"
+    for d in data["decisions"]:
+        yield str(d["seq"])
+        yield d["asked"][:140]
+        yield d["verdict_words"]
+
+
+def of_trail(data: Any) -> Iterator[str]:
+    yield data["id"]
+    for side in data["sides"]:
+        yield side["text"]
+    for vote in data["votes"]:
+        yield vote["title"]
+        for decision in vote["decisions"]:
+            yield decision["verdict_words"]
+
+
+def of_decision(data: Any) -> Iterator[str]:
+    yield data["id"]
+    yield data["ledger"]["hash"]
+
+
+def of_constitution(data: Any) -> Iterator[str]:
+    yield data["id"]
+    for p in data["principles"]:
+        yield p["title"]
+        yield p["line"]
+        yield from p["texts"].values()
+        for figures in p["figures"]:
+            yield f"{figures['votes']} of {figures['due']}"
+
+
+PAGES: dict[str, tuple[str, Callable[[Any], Iterator[str]]]] = {
+    "runs": ("/", of_runs),
+    "run": ("/runs/one", of_run),
+    "an odd name": ("/runs/two%20%26%20a%20half", of_run),
+    "decisions": ("/runs/one/decisions", of_decisions),
+    "filtered": ("/runs/one/decisions?verdict=a&sort=narrowest", of_decisions),
+    "trail": ("/runs/one/trail/{comparison}", of_trail),
+    "decision": ("/runs/one/decision/{id}", of_decision),
+    "constitution": ("/runs/one/constitution", of_constitution),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_shows_what_its_twin_says(name: str, served: Served) -> None:
+    path, told = PAGES[name]
+    row = served.get("/json/runs/one/decisions?kind=judge").json["decisions"][0]
+    path = path.format(comparison=row["comparison"], id=row["id"])
+    wait_until_counted(served, "one")
+    page, twin = served.get(path), served.get(f"/json{path}")
+    assert (page.status, twin.status) == (200, 200), page.text
+    shown = words_of(page.text)
+    missing = [text for text in told(twin.json) if " ".join(text.split()) not in shown]
+    assert not missing
+    assert f'href="/json{html.escape(path)}"' in page.text or name == "runs"
+
+
+def wait_until_counted(served: Served, run: str) -> None:
+    found = served.site.run(run)
+    assert found is not None
+    while found.reckoning(patience_s=60) is None:
+        pass
+
+
+def test_a_twin_is_ascii(served: Served) -> None:
+    for path in ("/json/", "/json/runs/one", "/json/runs/one/constitution"):
+        assert served.get(path).text.isascii()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/runs/none",
+        "/runs/one/trail/b2:" + "0" * 40,
+        "/runs/one/trail/x",
+        "/runs/one/decision/x",
+        "/nothing",
+        "/runs/one/decisions?verdict=best",
+        "/runs/one/decisions?page=0",
+        "/runs/one/decisions?page=-1",
+        "/runs/one/decisions?page=1e9",
+        "/runs/one/decisions?page=%D9%A1",
+        "/runs/one/decisions?sort=seq;drop",
+        "/runs/one/text/x",
+        "/runs/one/decisions?ended=gone",
+        "/runs/one/decisions/",
+    ],
+)
+def test_what_is_not_there_says_so_in_one_sentence(path: str, served: Served) -> None:
+    page, twin = served.get(path), served.get(f"/json{path}")
+    assert page.status == twin.status == 404
+    if not path.startswith(("/nothing", "/runs/one/text")) and not path.endswith("/"):
+        assert " ".join(twin.json["error"].split()) in words_of(page.text)
+
+
+def test_a_decisions_address_leads_to_its_comparison(served: Served) -> None:
+    for kind in ("judge", "code"):
+        row = served.get(f"/json/runs/one/decisions?kind={kind}").json["decisions"][0]
+        by_decision = served.get(f"/json/runs/one/trail/{row['id']}").json
+        assert by_decision["id"] == row["comparison"]
+        assert f'id="d{row["seq"]}"' in served.get(f"/runs/one/trail/{row['id']}").text
+
+
+def test_the_trail_agrees_with_settle(served: Served, folder: Path) -> None:
+    run = RunView(folder / "one")
+    for end in run.ended("rl"):
+        data = served.get(f"/json/runs/one/trail/{end.comparison.id}").json
+        assert (data["settled"]["label"], data["settled"]["p_a"]) == (end.settled.label, end.settled.p_a)
+        assert [v["p_a"] for v in data["votes"]] == [v.p_a for v in end.settled.votes]
+        assert [s["text"] for s in data["sides"]] == [a.text for a in end.arms]
+    run.connection.close()
+
+
+def test_neighbours_lead_through_a_phase_and_back(served: Served, folder: Path) -> None:
+    run = RunView(folder / "one")
+    wanted = [end.comparison.id for end in run.ended("rl")]
+    run.connection.close()
+    met, here = [], f"/runs/one/trail/{wanted[0]}"
+    while here:
+        data = served.get(f"/json{here}").json
+        met.append(data["id"])
+        assert data["near"]["previous"] == (f"/runs/one/trail/{met[-2]}" if len(met) > 1 else None)
+        here = data["near"]["next"]
+    assert met == wanted
+
+
+# -- filters -----------------------------------------------------------------------------------------------------------
+
+
+def by_hand(folder: Path) -> list[dict[str, Any]]:
+    """Every judgment with what the filters look at, read without the index."""
+    run = RunView(folder)
+    phases = [(p, "train") for p in run.phases] + [("evaluate", "held_out")]
+    rows = []
+    for phase, side in phases:
+        for end in run.ended(phase, side=side):
+            texts = [*(m.content for m in end.prompt.messages), *(a.text for a in end.arms)]
+            verdicts: dict[str, set[str]] = {}
+            for d in end.decisions:
+                verdicts.setdefault(d.question_id, set()).add(d.verdict)
+            for d in end.decisions:
+                assert isinstance(d, Judgment)
+                question = run.questions[d.question_id]
+                rows.append(
+                    {
+                        "id": d.id,
+                        "phase": phase,
+                        "principle": question.principle_id,
+                        "verdict": d.verdict,
+                        "order": d.order,
+                        "kind": "code" if question.mode == "check" else "judge",
+                        "p_a": d.p_a,
+                        "source": end.comparison.source,
+                        "ended": end.admission.state,
+                        "text": "\n".join(texts).casefold(),
+                        "swapped": {"a", "b"} <= verdicts[d.question_id] and d.verdict in "ab",
+                    }
+                )
+    run.connection.close()
+    return rows
+
+
+FILTERS: dict[str, tuple[dict[str, str], Callable[[dict[str, Any]], bool]]] = {
+    "all": ({}, lambda d: True),
+    "phase": ({"phase": "rl"}, lambda d: d["phase"] == "rl"),
+    "principle": ({"principle": "to-the-point"}, lambda d: d["principle"] == "to-the-point"),
+    "verdict": ({"verdict": "b"}, lambda d: d["verdict"] == "b"),
+    "order": ({"order": "ba"}, lambda d: d["order"] == "ba"),
+    "source": ({"source": "revision"}, lambda d: d["source"] == "revision"),
+    "by code": ({"kind": "code"}, lambda d: d["kind"] == "code"),
+    "by the judge": ({"kind": "judge"}, lambda d: d["kind"] == "judge"),
+    "by a person": ({"kind": "person"}, lambda d: False),
+    "narrow": ({"only": "narrow"}, lambda d: d["p_a"] is not None and abs(d["p_a"] - 0.5) < LOW_MARGIN),
+    "swapped": ({"only": "swapped"}, lambda d: d["swapped"]),
+    "unusable": ({"only": "unusable"}, lambda d: d["p_a"] is None),
+    "ended": ({"ended": "kept"}, lambda d: d["ended"] == "kept"),
+    "words": ({"q": "Rinse It first"}, lambda d: "rinse it first" in d["text"]),
+    "an id": ({"q": "b2:0"}, lambda d: False),
+    "quotes": ({"q": "it doesn't stick"}, lambda d: "it doesn't stick" in d["text"]),
+    "per cent": ({"q": "%"}, lambda d: "%" in d["text"]),
+    "several": (
+        {"phase": "rl", "verdict": "a", "kind": "judge", "q": "winter"},
+        lambda d: d["phase"] == "rl" and d["verdict"] == "a" and d["kind"] == "judge" and "winter" in d["text"],
+    ),
+}
+
+
+@pytest.mark.parametrize("run", ["one", "two & a half", "broken"])
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_filter_finds_what_a_count_by_hand_finds(name: str, run: str, served: Served, folder: Path) -> None:
+    query, holds = FILTERS[name]
+    wait_until_counted(served, run)
+    rows = by_hand(folder / run)
+    known = {column: {row[column] for row in rows} for column in ("phase", "principle", "verdict", "order", "source")}
+    if any(name in known and value not in known[name] for name, value in query.items()):
+        pytest.skip("this run knows no such value, and an unknown value is refused")
+    found = served.get(f"/json/runs/{quote(run)}/decisions?{urlencode(query)}").json
+    wanted = {row["id"] for row in rows if holds(row)}
+    if name == "an id":
+        assert all(canon.ID_PREFIX in d["id"] for d in found["decisions"])
+        return
+    assert found["total"] == len(wanted)
+    assert {d["id"] for d in found["decisions"]} <= wanted
+
+
+@pytest.mark.parametrize("sort", ["made", "newest", "narrowest", "surest"])
+def test_pages_show_every_decision_once(sort: str, served: Served) -> None:
+    first = served.get(f"/json/runs/one/decisions?sort={sort}").json
+    met = []
+    for page in range(1, first["n_pages"] + 1):
+        met += [d["seq"] for d in served.get(f"/json/runs/one/decisions?sort={sort}&page={page}").json["decisions"]]
+    assert len(met) == first["total"] == len(set(met)) > 2 * PAGE
+
+
+def test_a_search_by_id_finds_comparison_prompt_and_decision(served: Served) -> None:
+    row = served.get("/json/runs/one/decisions?kind=judge").json["decisions"][3]
+    prompt = served.get(f"/json/runs/one/trail/{row['id']}").json["prompt"]["id"]
+    for id_ in (row["id"], row["comparison"], prompt):
+        found = served.get(f"/json/runs/one/decisions?q={id_}").json["decisions"]
+        assert row["id"] in {d["id"] for d in found}
+
+
+# -- a run that grows --------------------------------------------------------------------------------------------------
+
+
+def test_the_index_follows_a_growing_ledger(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "grows", n_train=8, n_held_out=8)
+    run, index = RunView(folder), DecisionIndex(folder)
+    before = index.follow(run)
+    of_one = next(iter(run.ended("rl")))
+    asked = [d for d in of_one.decisions if isinstance(d, Judgment) and d.call_key]
+    fresh = asked[0].model_copy(update={"p_a": 0.5, "verdict": "tie", "reply_id": "later"})
+    writer = schema.connect(folder / "store.sqlite")
+    ledger.append_now(writer, [fresh])
+    writer.close()
+    assert index.follow(run) == before + 1
+    total, rows = index.page(Filter(verdict="tie", sort="newest"))
+    assert rows[0]["id"] == fresh.id
+    index.close()
+    run.connection.close()
+
+
+def test_what_a_changed_run_sets_aside_is_shown_as_set_aside(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "changed", n_train=8, n_held_out=8)
+    run, index = RunView(folder), DecisionIndex(folder)
+    index.follow(run)
+    n = index.page(Filter(phase="rl"))[0]
+    prompt_id = next(iter(run.ended("rl"))).prompt.id
+    writer = schema.connect(folder / "store.sqlite")
+    writer.execute(
+        "UPDATE records SET phase = phase || ' (superseded)' WHERE phase = 'rl' AND prompt_id = ?", (prompt_id,)
+    )
+    writer.close()
+    index.follow(run)
+    aside = index.page(Filter(phase="rl (superseded)"))[0]
+    assert aside > 0 and index.page(Filter(phase="rl"))[0] == n - aside
+    index.close()
+    run.connection.close()
+
+
+def test_a_run_at_work_is_called_so_and_its_lock_is_left_alone(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "live", n_train=8, n_held_out=8, done=False)
+    with serving(tmp_path) as served, open(folder / "run.lock", "a+", encoding="utf-8") as lock:
+        assert served.get("/json/runs/live").json["state"] == "stopped"
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert served.get("/json/runs/live").json["state"] == "at work"
+        page = served.get("/runs/live")
+        assert 'data-live="2"' in page.text and "at work" in words_of(page.text)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert served.get("/json/runs/live").json["state"] == "stopped"
+
+
+def test_failures_are_grouped_by_reason(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "failed", n_train=8, n_held_out=8, done=False)
+    writer = schema.connect(folder / "store.sqlite")
+    ids = [row[0] for row in writer.execute("SELECT prompt_id FROM walks WHERE phase = 'rl'")]
+    for i, id_ in enumerate(ids[:3]):
+        reason = "too long: 9,000 tokens" if i else "<b>refused</b>"
+        writer.execute(
+            "UPDATE walks SET state = 'failed', detail = ? WHERE phase = 'rl' AND prompt_id = ?", (reason, id_)
+        )
+    writer.close()
+    with serving(tmp_path) as served:
+        progress = served.get("/json/runs/failed").json["progress"]
+        assert progress["n_failed"] == 3
+        assert progress["failures"] == [
+            {"reason": "too long: 9,000 tokens", "n": 2},
+            {"reason": "<b>refused</b>", "n": 1},
+        ]
+        assert "&lt;b&gt;refused" in served.get("/runs/failed").text
+
+
+def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
+    make_run(tmp_path / "good", n_train=8, n_held_out=8)
+    bad = make_run(tmp_path / "bad", n_train=8, n_held_out=8)
+    (bad / "store.sqlite").write_bytes(b"not a database" * 500)
+    (tmp_path / "worse").mkdir()
+    (tmp_path / "worse" / "manifest.json").write_text("{", encoding="utf-8")
+    with serving(tmp_path) as served:
+        rows = {row["name"]: row for row in served.get("/json/").json["runs"]}
+        assert rows["good"]["problem"] is None and rows["worse"]["problem"]
+        assert served.get("/").status == 200
+        answer = served.get("/json/runs/bad/decisions")
+        assert answer.status == 409 and "not a readable store" in answer.json["error"]
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_a_url_that_lets_in(tmp_path: Path) -> None:
+    make_run(tmp_path / "one", n_train=8, n_held_out=8)
+    command = [sys.executable, "-m", "cai", "view", str(tmp_path), "--port", "0", "--as", "ann", "--reviewer", "ben"]
+    with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            said = process.stdout.readline()
+            while said.count("{") > said.count("}"):
+                said += process.stdout.readline()
+            urls = json.loads(said)["urls"]
+            assert set(urls) == {"ann", "ben"}
+            keeps = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(), urllib.request.ProxyHandler({}))
+            with keeps.open(urls["ann"], timeout=60) as page:
+                assert "Runs" in words_of(page.read().decode())
+        finally:
+            process.terminate()
+
+
+def test_bad_input_is_one_message_and_exit_2(tmp_path: Path) -> None:
+    from tests.runs import cai
+
+    make_run(tmp_path / "one", n_train=8, n_held_out=8)
+    for arguments in (
+        ["view", tmp_path / "none", "--port", "0"],
+        ["view", tmp_path / "one" / "prompts", "--port", "0"],
+        ["view", tmp_path, "--host", "0.0.0.0", "--port", "0"],
+        ["view", tmp_path, "--as", "x", "--reviewer", "x", "--port", "0"],
+        ["view", tmp_path, "--tls-cert", "x", "--port", "0"],
+        ["view", tmp_path, "--tls-cert", "x", "--tls-key", "y", "--port", "0"],
+        ["view", tmp_path, "--as", " ", "--port", "0"],
+    ):
+        done = cai(*arguments, check=2)
+        assert done.stderr.startswith("cai: ") and "Traceback" not in done.stderr
