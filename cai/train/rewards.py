@@ -26,6 +26,7 @@ from cai.engine.transport import Endpoint
 from cai.errors import UserError
 from cai.model.fetch import resolve
 from cai.records import Message
+from cai.stages.judge.grades import SCALE, expected
 from cai.store.calls import Answer, Recorded, Tally
 from cai.store.store import Store
 from cai.templates import Fence, Templates, neutralise, transcript
@@ -34,8 +35,6 @@ from cai.train.data import Renderer, load_tokenizer
 from cai.train.loop import Loop
 from cai.train.rollouts import Rollout
 
-SCALE = tuple("123456789")
-"""What the judge may answer; every one is a single token after an opening bracket."""
 _ROWS = 8
 
 
@@ -277,10 +276,8 @@ def expected_score(answer: Answer, most_outside: float) -> float | None:
         return None
     if reply.outside is not None and reply.outside > most_outside:
         return None
-    masses = [math.exp(reply.logprobs[option]) for option in SCALE]
     middle, reach = (len(SCALE) + 1) / 2, (len(SCALE) - 1) / 2
-    mean = math.fsum(int(option) * mass for option, mass in zip(SCALE, masses, strict=True)) / math.fsum(masses)
-    return (mean - middle) / reach
+    return (expected(reply) - middle) / reach
 
 
 def open_sources(settings: RewardMix, spec: Mapping[str, Any], device: str, keep: Path) -> list[tuple[Source, float]]:
