@@ -29,6 +29,8 @@ unexport PYTHONDONTWRITEBYTECODE
 TORCH_CPU := torch==2.13.0+cpu
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 QUICKSTART := runs/quickstart
+# Processes that share the test files among them. One that has models in it takes 2 GB, so this is not one per core.
+WORKERS ?= 2
 
 .PHONY: help install quickstart browser test lint bench clean
 
@@ -69,7 +71,7 @@ browser:
 
 test: install browser
 	@$(BIN)/cai model fetch $(MODEL) >/dev/null
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: install
 	@$(BIN)/ruff check cai bench tests
