@@ -3,8 +3,8 @@
     pip install --no-deps --target trl-1.12 trl==1.12.0
     python -m bench.ppo --trl trl-1.12 [--base smollm2-135m-instruct] [--json]
 
-Every contestant does two steps on the same prompts in a process of its own, and the second one counts: sample 4 answers
-of 24 tokens each (no answer may end early), score them with a reward model of the policy's size, four passes over them.
+Every contestant does two steps on the same prompts in a process of its own, and the second one counts: sample 8 answers
+of 53 tokens each, TRL's default (no answer may end early), score them with a reward model of the policy's size, four passes over them.
 `trl` is the trainer at its defaults but for bfloat16, which a CPU without bfloat16 arithmetic would emulate; `trl kind`
 trains the same adapter as ours and keeps its activations.
 """
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-BATCH, MICRO, NEW, PASSES, STEPS = 4, 4, 24, 4, 2
+BATCH, MICRO, NEW, PASSES, STEPS = 8, 8, 53, 4, 2
 LORA = {"r": 16, "alpha": 32}
 
 

@@ -124,6 +124,9 @@ class EngineSection(Section):
     """Memory for the server's KV cache on CPU, or None for the engine's default."""
     gpu_memory_utilization: Probability = 0.85
     """Share of a GPU's memory a server may take."""
+    adapters: Literal["auto", "load", "merge"] = "auto"
+    """A trained LoRA adapter is loaded into the running server of its base, or served merged. `auto` loads with the
+    CUDA build of vLLM and merges elsewhere: on a CPU, vLLM's adapters halve the speed."""
     concurrency: Positive = 128
     """Requests in flight per server at most; the client finds the level below it that the server bears."""
     start_timeout_s: Annotated[float, Field(gt=0)] = 900.0

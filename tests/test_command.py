@@ -132,3 +132,28 @@ def test_the_cache_is_as_configured_or_a_share_of_what_is_free(folder: Path) -> 
 
     assert cache(memory_gib=3.0) == 3 and cache(memory_gib=0.2) == 1
     assert 1 <= cache() <= 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapters", "loads"),
+    [
+        ("vllm", "auto", True),
+        ("vllm", "merge", False),
+        ("vllm-cpu", "auto", False),
+        ("vllm-cpu", "load", True),
+    ],
+)
+def test_adapters_are_loaded_where_that_serves_faster(
+    monkeypatch: pytest.MonkeyPatch, kind: str, adapters: str, loads: bool
+) -> None:
+    monkeypatch.setattr(command, "version", lambda package: "1" if package == kind else _missing())
+    assert command.loads_adapters(EngineSection(adapters=adapters)) is loads  # type: ignore[arg-type]
+
+
+def test_a_server_of_adapters_has_room_for_their_rank(folder: Path) -> None:
+    with_room = command.vllm(str(folder), EngineSection(), 1, adapter_rank=20)
+    assert value(with_room.arguments, "--max-lora-rank") == "32"
+    assert with_room.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    assert "--enable-lora" not in command.vllm(str(folder), EngineSection(), 1).arguments
+    with pytest.raises(UserError, match="engine.adapters=merge"):
+        command.vllm(str(folder), EngineSection(), 1, adapter_rank=1000)

@@ -29,6 +29,7 @@ _QUIET = {
 }
 _SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 _BATCH_TOKENS = 8192
+_ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _MOST_FORKED_CORES = 16
 """On larger machines it is worth more that vLLM binds its threads to the cores of one memory node."""
 _BINDS_OR_SPLITS = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
@@ -51,10 +52,13 @@ def scripted(engine: EngineSection, port: int) -> Command:
     return Command(arguments, dict(os.environ), _given("--model", engine.args) or "scripted")
 
 
-def vllm(checkpoint: str, engine: EngineSection, port: int, *, revision: str | None = None) -> Command:
+def vllm(
+    checkpoint: str, engine: EngineSection, port: int, *, revision: str | None = None, adapter_rank: int | None = None
+) -> Command:
     """Return how to serve a folder or hub id with the build of vLLM that is installed.
 
-    A hub id is served at the commit that its identity names. Raises UserError where there is no vLLM.
+    A hub id is served at the commit that its identity names. With `adapter_rank` the server takes LoRA adapters of up
+    to this rank while it runs. Raises UserError where there is no vLLM.
     """
     module, environment = "vllm.entrypoints.openai.api_server", _environment()
     is_folder = Path(checkpoint).is_dir()
@@ -80,10 +84,20 @@ def vllm(checkpoint: str, engine: EngineSection, port: int, *, revision: str | N
         *("--generation-config", "vllm"),
         *("--enable-prompt-tokens-details", "--disable-log-stats", "--disable-uvicorn-access-log"),
         *(("--max-model-len", str(length)) if length else ()),
+        *(("--enable-lora", "--max-lora-rank", str(_room(adapter_rank))) if adapter_rank else ()),
         *flags,
         *engine.args,
     ]
+    if adapter_rank:
+        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     return Command(arguments, environment, _given("--served-model-name", engine.args) or "model")
+
+
+def loads_adapters(engine: EngineSection) -> bool:
+    """Return whether trained adapters go into the running server of their base."""
+    if engine.kind == "transformers" or engine.adapters == "merge":
+        return False
+    return engine.adapters == "load" or (engine.kind == "vllm" and build() == "cuda")
 
 
 def build() -> Literal["cuda", "cpu"]:
@@ -146,6 +160,16 @@ def _cpu_flags(engine: EngineSection, length: int | None) -> list[str]:
     if "--dtype" not in engine.args:
         flags += ["--dtype", "bfloat16" if cpu_multiplies_bfloat16() else "float32"]
     return flags
+
+
+def _room(rank: int) -> int:
+    """Return the smallest of vLLM's adapter sizes that holds this rank. Raises UserError where none does."""
+    for size in _ADAPTER_RANKS:
+        if rank <= size:
+            return size
+    raise UserError(
+        f"train.….lora.r: {rank} is more than vLLM serves ({_ADAPTER_RANKS[-1]}); set engine.adapters=merge"
+    )
 
 
 def _forks(arguments: Sequence[str]) -> bool:

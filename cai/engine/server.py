@@ -60,6 +60,7 @@ class Server:
         self.model_name = command.model_name
         self.log = run_dir / "logs" / f"server-{name}.log"
         self.n_starts = 0
+        self._adapters: dict[str, Path] = {}
         self._command = command
         self._engine, self._run_dir, self._name, self._identity = engine, run_dir, name, identity
         self._process: subprocess.Popen[bytes] | None = None
@@ -88,6 +89,33 @@ class Server:
         self.n_starts += 1
         _record(self._run_dir, self._name, self._entry())
         await self._until_ready()
+        for name, folder in self._adapters.items():
+            await self._load(name, folder)
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        """Serve a LoRA adapter as `name` beside the model, from now on and after every restart. EngineError if not."""
+        if name not in self._adapters:
+            await self._load(name, folder)
+            self._adapters[name] = folder
+
+    async def unload_adapter(self, name: str) -> None:
+        """Serve an adapter no longer."""
+        if self._adapters.pop(name, None) and self.is_running:
+            await self._post("/v1/unload_lora_adapter", {"lora_name": name})
+
+    async def _load(self, name: str, folder: Path) -> None:
+        status, said = await self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+        if status != 200:
+            raise EngineError(
+                f"the server for {self._name} does not take the adapter {folder} ({status}: {said[:300]}); "
+                "set engine.adapters=merge"
+            )
+
+    async def _post(self, path: str, payload: dict[str, str]) -> tuple[int, str]:
+        timeout = aiohttp.ClientTimeout(total=self._engine.request_timeout_s)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            async with session.post(self.url + path, json=payload) as response:
+                return response.status, await response.text(errors="replace")
 
     async def stop(self) -> None:
         """End the server and everything it started."""
@@ -141,15 +169,27 @@ class Server:
 
 
 async def start(
-    checkpoint: str, engine: EngineSection, *, run_dir: Path, name: str, identity: str, revision: str | None = None
+    checkpoint: str,
+    engine: EngineSection,
+    *,
+    run_dir: Path,
+    name: str,
+    identity: str,
+    revision: str | None = None,
+    adapter_rank: int | None = None,
 ) -> Server:
-    """Start a server for `checkpoint` (a folder or hub id) and return it when it serves."""
+    """Start a server for `checkpoint` (a folder or hub id) and return it when it serves.
+
+    With `adapter_rank` it takes LoRA adapters of up to this rank later on.
+    """
     await asyncio.to_thread(stop_leftovers, run_dir, name)
     port = _free_port()
     if engine.kind == "scripted":
         command = commands.scripted(engine, port)
     else:
-        command = await asyncio.to_thread(commands.vllm, checkpoint, engine, port, revision=revision)
+        command = await asyncio.to_thread(
+            commands.vllm, checkpoint, engine, port, revision=revision, adapter_rank=adapter_rank
+        )
     server = Server(command, port, engine=engine, run_dir=run_dir, name=name, identity=identity)
     try:
         await server.launch()

@@ -186,10 +186,11 @@ class Conductor:
             checkpoint = await self._train(turn, str(base_path), stale, judge)
             if turn.phase.train == "reward":
                 continue  # it scores answers; the policy stays as it is
-            if policy.identity not in (first.identity, judge.identity):
-                await self.fleet.release(policy.identity)
+            stays_up = policy.identity in (first.identity, judge.identity)
+            if not stays_up:
+                await self.fleet.release(policy)
             base_path = checkpoint
-            policy = self.fleet.checkpoint(checkpoint, turn.name)
+            policy = self.fleet.checkpoint(checkpoint, turn.name, base=policy if stays_up else None)
             policies.append({"name": turn.name, "checkpoint": str(checkpoint), "identity": policy.identity})
             self.manifest.save(policies=policies)
         if policy is not first:

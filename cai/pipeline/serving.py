@@ -9,11 +9,12 @@ import asyncio
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cai.config import EngineSection, ModelSection, RunConfig
 from cai.engine import server as servers
 from cai.engine.client import Client, served_name
+from cai.engine.command import loads_adapters
 from cai.engine.identity import model_identity
 from cai.engine.model import Generate, Likelihood, Model, Reply, ScoreGroup
 from cai.engine.transport import Endpoint
@@ -22,15 +23,24 @@ from cai.model.fetch import resolve
 from cai.pipeline.meter import Meter
 
 
+class Adapter(NamedTuple):
+    """A LoRA adapter to be served beside its base, in the same server."""
+
+    folder: Path
+    base: Lazy
+
+
 class Lazy:
     """A model that comes into being when it is first asked."""
 
-    def __init__(self, identity: str, fleet: Fleet, section: ModelSection, name: str) -> None:
+    def __init__(
+        self, identity: str, fleet: Fleet, section: ModelSection, name: str, adapter: Adapter | None = None
+    ) -> None:
         self.identity = identity
-        self._fleet, self.section, self.name = fleet, section, name
+        self._fleet, self.section, self.name, self.adapter = fleet, section, name, adapter
 
     async def _ready(self) -> Model:
-        return await self._fleet.ready(self.identity, self.section, self.name)
+        return await self._fleet.ready(self)
 
     async def generate(self, request: Generate) -> Reply:
         """As Model."""
@@ -49,6 +59,7 @@ class Fleet:
     """Every server this run has started or been told of."""
 
     def __init__(self, config: RunConfig, folder: Path, meter: Meter) -> None:
+        self._config = config
         self._engine = config.engine
         self._folder = folder
         self._meter = meter
@@ -64,36 +75,52 @@ class Fleet:
         """Return the model a config section names."""
         return Lazy(identity_of(section, self._engine), self, section, name)
 
-    def checkpoint(self, path: Path, name: str) -> Lazy:
-        """Return the model of a checkpoint this run has trained."""
-        return self.model(ModelSection(checkpoint=str(path)), name)
+    def checkpoint(self, path: Path, name: str, base: Lazy | None = None) -> Lazy:
+        """Return the model of a checkpoint this run has trained.
 
-    async def ready(self, identity: str, section: ModelSection, name: str) -> Model:
-        """Return the model with this identity, serving it first if nobody does yet."""
+        `base` is what it was trained on, where that is served anyway: an adapter may then go into the same server.
+        """
+        section, folder = ModelSection(checkpoint=str(path)), path.parent / "adapter"
+        if base is None or base.section.base_url or not folder.is_dir() or not loads_adapters(self._engine):
+            return self.model(section, name)
+        # Where weights are merged they are rounded anew, so the two roads are two models.
+        identity = f"{base.identity} with {model_identity(str(folder))}"
+        return Lazy(identity, self, section, name, Adapter(folder, base))
+
+    async def ready(self, model: Lazy) -> Model:
+        """Return a model that answers, serving it first if nobody does yet."""
         async with self._starting:
             if self._failure is not None:
                 raise self._failure  # whoever asks next must not wait for the same failure again
-            if identity not in self._models:
-                try:
-                    self._models[identity] = await self._serve(identity, section, name)
-                except CaiError as error:
-                    self._failure = error
-                    raise
-            return self._models[identity]
+            try:
+                return await self._served(model)
+            except CaiError as error:
+                self._failure = error
+                raise
+
+    async def _served(self, model: Lazy) -> Model:
+        if model.identity not in self._models:
+            self._models[model.identity] = await self._serve(model)
+        return self._models[model.identity]
 
     async def address(self, model: Lazy) -> ModelSection:
         """Return how another process reaches a model: servers that run, started now if need be, or its checkpoint."""
         section = model.section
         if section.base_url or self._engine.kind == "transformers":
             return section
-        await self.ready(model.identity, section, model.name)
-        served = self._servers[model.identity]
-        return section.model_copy(update={"base_url": (served.url,), "served_name": served.model_name})
+        await self.ready(model)
+        served = self._servers[model.adapter.base.identity if model.adapter else model.identity]
+        name = model.name if model.adapter else served.model_name
+        return section.model_copy(update={"base_url": (served.url,), "served_name": name})
 
-    async def release(self, identity: str) -> None:
+    async def release(self, model: Lazy) -> None:
         """Stop serving a model, if this run serves it; servers of others stay up."""
         async with self._starting:
-            self._note_road(self._models.pop(identity, None))
+            identity = model.identity
+            was_served = self._models.pop(identity, None)
+            self._note_road(was_served)
+            if was_served and model.adapter:
+                await self._servers[model.adapter.base.identity].unload_adapter(model.name)
             for endpoint in self._endpoints.pop(identity, []):
                 await endpoint.close()
             if server := self._servers.pop(identity, None):
@@ -113,7 +140,10 @@ class Fleet:
         if isinstance(model, Client) and (roads := model.roads.as_dict()):
             self.roads[model.identity] = roads
 
-    async def _serve(self, identity: str, section: ModelSection, name: str) -> Model:
+    async def _serve(self, model: Lazy) -> Model:
+        identity, section, name = model.identity, model.section, model.name
+        if model.adapter:
+            return await self._load(model, model.adapter)
         if section.base_url:
             return await self._connect(identity, section)
         if self._engine.kind == "transformers":
@@ -129,6 +159,7 @@ class Fleet:
                 run_dir=self._folder,
                 name=name,
                 identity=identity,
+                adapter_rank=self._adapter_rank(section),
             )
         self._servers[identity] = server
         endpoint = Endpoint(server.url, self._engine, revive=server.revive)
@@ -136,6 +167,22 @@ class Fleet:
         self._endpoints[identity] = [endpoint]
         tokens = load_tokens(section, self._engine)
         return Client([endpoint], self._engine, identity=identity, name=server.model_name, tokenizer=tokens)
+
+    async def _load(self, model: Lazy, adapter: Adapter) -> Model:
+        """Load an adapter into the server of its base; both share the server's level of concurrency."""
+        await self._served(adapter.base)
+        base = adapter.base.identity
+        with self._meter.stage(f"load adapter {model.name}", 1):
+            await self._servers[base].load_adapter(model.name, adapter.folder)
+        tokens = load_tokens(model.section, self._engine)
+        return Client(self._endpoints[base], self._engine, identity=model.identity, name=model.name, tokenizer=tokens)
+
+    def _adapter_rank(self, section: ModelSection) -> int | None:
+        """Return the rank of the adapters that may be loaded beside this model, or None where none will be."""
+        if section.checkpoint != self._config.models.policy.checkpoint or not loads_adapters(self._engine):
+            return None
+        adapters = [getattr(self._config.train, p.train).lora for p in self._config.phases if p.train != "none"]
+        return max((adapter.r for adapter in adapters if adapter), default=None)
 
     async def _connect(self, identity: str, section: ModelSection) -> Model:
         key = _api_key(section)
