@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +55,8 @@ def _config(parser: argparse.ArgumentParser) -> None:
 
 def handle_check(arguments: argparse.Namespace) -> int:
     """Try the judge and show; exit 1 where a probe stays below its threshold."""
+    import asyncio
+
     from cai.cli.load import load_config
     from cai.cli.terminal import Progress, say_json
     from cai.pipeline.checking import check_judge
@@ -106,6 +107,8 @@ def show_check(told: dict[str, Any]) -> None:
 
 def handle_bench(arguments: argparse.Namespace) -> int:
     """Measure and show."""
+    import asyncio
+
     from cai.cli.load import load_config
     from cai.cli.terminal import Progress, say_json
     from cai.errors import UserError
