@@ -109,6 +109,7 @@ def handle_bench(arguments: argparse.Namespace) -> int:
     """Measure and show."""
     import asyncio
 
+    from cai.cli import files
     from cai.cli.load import load_config
     from cai.cli.terminal import Progress, say_json
     from cai.errors import UserError
@@ -122,7 +123,7 @@ def handle_bench(arguments: argparse.Namespace) -> int:
     if not data.exists():
         raise UserError(f"--data: '{data}': no such file; give a JSONL or JSON file of labelled pairs")
     meter = Meter()
-    out = Path(arguments.out) if arguments.out else None
+    out = files.folder(arguments.out) if arguments.out else None
     with Progress(meter, quiet=arguments.quiet or arguments.json):
         told = asyncio.run(bench(config, near, data, meter, limit=arguments.limit, by=arguments.by, out=out))
     if arguments.json:
