@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,11 @@ def test_the_matrix_is_even_and_counts_common_votes(planted: tuple[dict[str, Any
     assert dead == {"both": 0, "against": 0, "share": None}
 
 
-def test_a_principle_that_outweighs_all_others_is_told_to_overrule_each(tmp_path: Path) -> None:
-    found, _ = conflicts(tmp_path, text(heavy="free-a"), 220)
+def test_a_principle_that_outweighs_all_others_is_told_to_overrule_each(tmp_path: Path, planted: Any) -> None:
+    # A weight is no part of any question: the decisions are those of the planted run.
+    run = shutil.copytree(planted[1], tmp_path / "run")
+    (run / "constitution.yaml").write_text(text(heavy="free-a"), encoding="utf-8")
+    found = json.loads(runs.cai("constitution", "conflicts", run, "--json").stdout)
     assert {rule["by"] for rule in found["overruled"]} == {"free-a"}
     others = {"twin-one", "twin-two", "foe-one", "foe-two", *FREE} - {"free-a"}
     assert {rule["principle"] for rule in found["overruled"]} == others

@@ -97,6 +97,8 @@ def show_check(told: dict[str, Any]) -> None:
     say()
     flagged = told["injections_flagged"]
     say(f"canaries flagged {flagged['flagged']} of {flagged['n']} injections")
+    if taken := told["priors"]:
+        say(f"leaning to letter A, taken off: {taken['low']:.2f} to {taken['high']:.2f} nats, by principle")
     for reason, n in told["unusable"].items():
         say(f"replies that could not be read: {n} {reason}")
     if told["passed"]:
