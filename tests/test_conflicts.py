@@ -11,6 +11,7 @@ import pytest
 
 from cai.engine.scripted import ScriptedProcess
 from cai.report import collect, write_report
+from cai.templates import FENCE_KEY
 from tests import runs
 
 PLANTED = {
@@ -103,3 +104,15 @@ def test_the_command_tells_findings_in_words_and_refuses_an_unknown_phase(plante
     assert "vote nearly alike: twin-one and twin-two, 0% against each other" in said
     assert "never decides: dead-tie" in said
     assert "expected one of walk" in runs.cai("constitution", "conflicts", run, "--phase", "x", check=2).stderr
+
+
+def test_the_key_of_the_fences_lies_beside_the_run_and_in_no_file_of_it(planted: tuple[Any, Path]) -> None:
+    _, run = planted
+    path = run.parent / FENCE_KEY
+    key = path.read_bytes()
+    assert len(key) == 32 and path.stat().st_mode & 0o077 == 0
+    files = [file for file in run.rglob("*") if file.is_file()]
+    assert {"store.sqlite", "pairs.jsonl", "manifest.json"} <= {file.name for file in files}
+    for file in files:
+        data = file.read_bytes()
+        assert key not in data and key.hex().encode() not in data, file
