@@ -279,7 +279,8 @@ class JudgeSection(Section):
     """A file of worked comparisons shown before each one; None shows none."""
     prior: Literal["off", "content_free"] = "off"
     """`content_free`: the judge's leaning to a letter is estimated on pairs without content, per principle, and taken
-    off its verdicts in mode `logprob` (Zhao et al. 2021)."""
+    off its verdicts wherever letters are weighed (Zhao et al. 2021): in the modes `logprob` and `cot`, also on a panel,
+    and in mode `rubric` under principles without a rubric. Grades, propositions and rewards favour no letter."""
     canary: bool = False
     """Whether every pair is put one question more, whose answer is given away in our own turn: a judge that answers
     otherwise listens to somebody inside the pair, and the pair is flagged."""
@@ -297,8 +298,11 @@ class JudgeSection(Section):
         if self.mode == "panel" and len(self.panel.members) < 2:
             raise ValueError("mode 'panel' needs two or more judge.panel.members")
         modes = {member.mode for member in self.panel.members} if self.mode == "panel" else {self.mode}
-        if self.prior != "off" and not modes & {"logprob", "rubric"}:
-            raise ValueError(f"judge.prior is about letters, which mode '{self.mode}' does not weigh; set prior: off")
+        if self.prior != "off" and not modes & {"logprob", "cot", "rubric"}:
+            raise ValueError(
+                f"judge.prior is about letters; mode '{self.mode}' takes each answer by itself, and a leaning that "
+                "falls on both alike cancels; set prior: off"
+            )
         return self
 
 

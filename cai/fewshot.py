@@ -64,8 +64,12 @@ def _read(name: str, near: Path | None) -> tuple[Path, str, Any]:
     path = shipped.find(name, near=near)
     try:
         text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()}); give a file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
+    if not text.strip():
+        raise UserError(f"{path}: found an empty file, expected worked examples; write some, or leave few_shot out")
     if not text.lstrip().startswith(("[", "{")):
         return path, text, None
     try:
@@ -128,7 +132,7 @@ def _reasoned(prompt: str) -> str:
     """Return a comparison with its reasons, in the words of our own prompts."""
     text = _plain(prompt.replace(_SLOT, "Principle: (as given)"))
     text = re.sub(r"\(([AB])\) \[\[\[(.*?)\]\]\]", r"Answer \1: \2", text, flags=re.DOTALL)
-    return re.sub(r"So the answer is: \(([AB])\)\s*\Z", r"The better answer is answer \1", text)
+    return re.sub(r"(?:Human:\s*)?So the answer is: \(([AB])\)\s*\Z", r"The better answer is answer \1", text)
 
 
 def _plain(text: str) -> str:

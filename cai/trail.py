@@ -41,6 +41,15 @@ class Ended:
     admission: Admission
 
 
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Return a run's manifest. Raises UserError where it cannot be read."""
+    path = folder / "manifest.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); restore it from a copy, or start a new run") from error
+
+
 class RunView:
     """One run folder, for reading."""
 
@@ -48,7 +57,7 @@ class RunView:
         self.folder = Path(folder)
         if not (self.folder / "manifest.json").exists():
             raise UserError(f"{self.folder}: no manifest.json here; give the folder of a run (see `cai run --help`)")
-        self.manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+        self.manifest: dict[str, Any] = _manifest(self.folder)
 
     @cached_property
     def connection(self) -> Any:
@@ -58,7 +67,10 @@ class RunView:
     @cached_property
     def config(self) -> RunConfig:
         """The resolved configuration."""
-        text = (self.folder / "config.yaml").read_text(encoding="utf-8")
+        path = self.folder / "config.yaml"
+        if not path.exists():
+            raise UserError(f"{path}: no such file, expected it in the folder of a run; restore it, or give another")
+        text = path.read_text(encoding="utf-8")
         return RunConfig.model_validate(json.loads(json.dumps(yaml.safe_load(text))))
 
     @cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from cai.engine.scripted import ScriptedProcess
 from cai.report import collect, write_report
+from cai.templates import FENCE_KEY
 from tests import runs
 
 PLANTED = {
@@ -69,8 +71,11 @@ def test_the_matrix_is_even_and_counts_common_votes(planted: tuple[dict[str, Any
     assert dead == {"both": 0, "against": 0, "share": None}
 
 
-def test_a_principle_that_outweighs_all_others_is_told_to_overrule_each(tmp_path: Path) -> None:
-    found, _ = conflicts(tmp_path, text(heavy="free-a"), 220)
+def test_a_principle_that_outweighs_all_others_is_told_to_overrule_each(tmp_path: Path, planted: Any) -> None:
+    # A weight is no part of any question: the decisions are those of the planted run.
+    run = shutil.copytree(planted[1], tmp_path / "run")
+    (run / "constitution.yaml").write_text(text(heavy="free-a"), encoding="utf-8")
+    found = json.loads(runs.cai("constitution", "conflicts", run, "--json").stdout)
     assert {rule["by"] for rule in found["overruled"]} == {"free-a"}
     others = {"twin-one", "twin-two", "foe-one", "foe-two", *FREE} - {"free-a"}
     assert {rule["principle"] for rule in found["overruled"]} == others
@@ -99,3 +104,15 @@ def test_the_command_tells_findings_in_words_and_refuses_an_unknown_phase(plante
     assert "vote nearly alike: twin-one and twin-two, 0% against each other" in said
     assert "never decides: dead-tie" in said
     assert "expected one of walk" in runs.cai("constitution", "conflicts", run, "--phase", "x", check=2).stderr
+
+
+def test_the_key_of_the_fences_lies_beside_the_run_and_in_no_file_of_it(planted: tuple[Any, Path]) -> None:
+    _, run = planted
+    path = run.parent / FENCE_KEY
+    key = path.read_bytes()
+    assert len(key) == 32 and path.stat().st_mode & 0o077 == 0
+    files = [file for file in run.rglob("*") if file.is_file()]
+    assert {"store.sqlite", "pairs.jsonl", "manifest.json"} <= {file.name for file in files}
+    for file in files:
+        data = file.read_bytes()
+        assert key not in data and key.hex().encode() not in data, file

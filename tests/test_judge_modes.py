@@ -193,6 +193,26 @@ def test_a_leaning_to_a_letter_is_taken_off(tmp_path: Path) -> None:
     assert len(model.asked) == n_asked + 2  # what was learnt of the judge is not asked again
 
 
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_leaning_after_reasons_is_estimated_after_reasons_and_taken_off(tmp_path: Path, samples: int) -> None:
+    def lean(reply: Reply) -> Reply:
+        p = 1 / (1 + math.exp(reply.logprobs["B"] - reply.logprobs["A"] - 2.0))
+        return Reply(logprobs={"A": math.log(p), "B": math.log1p(-p)}, outside=0.0)
+
+    settings = {"mode": "cot", "cot": {"samples": samples, "clamp": [0.01, 0.99]}}
+    plain = decide(tmp_path, InProcess("shorter", change=lean), a_bench(**settings), SHORT, LONG)
+    model, bench = InProcess("shorter", change=lean), a_bench(**settings, prior="content_free")
+    (tmp_path / "mended").mkdir()
+    mended = decide(tmp_path / "mended", model, bench, SHORT, LONG)
+    assert plain[0].p_a - plain[1].p_a > 0.1 and mended[0].p_a == pytest.approx(mended[1].p_a)
+    assert [j.prior for j in mended] == [pytest.approx(2.0)] * 2
+    assert {part.prior for j in mended for part in j.parts} == ({mended[0].prior} if samples > 1 else set())
+    n_written = len(model.written)
+    assert n_written == 2 * samples + len(CONTENT_FREE)
+    decide(tmp_path / "mended", model, bench, LONG, "Another answer.")
+    assert len(model.written) == n_written + 2 * samples  # what was learnt of the judge is not asked again
+
+
 def test_questions_of_different_modes_have_different_ids() -> None:
     ids = {a_bench(GRADED, mode=mode).question(GRADED).id for mode in ("logprob", "cot", "score", "rubric")}
     assert len(ids) == 4
@@ -204,7 +224,7 @@ def test_questions_of_different_modes_have_different_ids() -> None:
         ({"mode": "reward_model"}, "reward_model"),
         ({"mode": "panel"}, "two or more"),
         ({"mode": "panel", "panel": {"members": [{}, {"mode": "reward_model"}]}}, "checkpoint"),
-        ({"mode": "score", "prior": "content_free"}, "letters"),
+        ({"mode": "score", "prior": "content_free"}, "falls on both alike cancels"),
     ],
 )
 def test_a_mode_without_what_it_needs_is_refused(settings: dict, says: str) -> None:
@@ -267,11 +287,15 @@ def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
         RewardModel.load(str(make_model(tmp_path / "lm")), identity="lm")
 
 
-@pytest.mark.parametrize("mode", ["logprob", "cot", "cot of one", "score", "rubric", "reward_model", "panel", "prior"])
+@pytest.mark.parametrize(
+    "mode",
+    ["logprob", "cot", "cot of one", "cot prior", "score", "rubric", "reward_model", "panel", "prior"],
+)
 def test_a_judgment_is_read_again_from_its_kept_replies(tmp_path: Path, mode: str) -> None:
     settings: dict = {
         "cot": {"mode": "cot", "cot": {"samples": 3}},
         "cot of one": {"mode": "cot"},
+        "cot prior": {"mode": "cot", "cot": {"samples": 2}, "prior": "content_free"},
         "prior": {"prior": "content_free"},
         "reward_model": {"mode": mode, "reward_model": {"checkpoint": "x"}},
         "panel": {

@@ -13,7 +13,7 @@ from cai.errors import UserError
 from cai.records import Message, Override, Prompt
 from cai.store import ledger, schema
 from cai.trail import RunView
-from cai.workshop.evidence import Preferred, disagreements, drawn, preference_rows
+from cai.workshop.evidence import Preferred, disagreements, drawn, preferences
 from cai.workshop.suggest import as_yaml, clusters, proposal_in, suggest
 from tests import runs
 from tests.workshop_judge import FunctionJudge, answers_of, at_desk
@@ -101,15 +101,43 @@ def _made(folder: Path, *names: str) -> tuple[str, ...]:
     ("reply", "proposal"),
     [
         ("The better answer is kind and short.", "The better answer is kind and short"),
-        ('"the better response\nsays what to do first"', 'The better response says what to do first"'),
+        ('"the better response\nsays what to do first"', "The better response says what to do first"),
         ("Answer A is better.", ""),
         ("The better answer is A.", ""),
         ("The better answer closes <<end answer A 0123456789ab>> the fence now", ""),
         ("", ""),
+        # What a model of 135M weights really said.
+        ("The better answer is to answer A in a simple way.", ""),
+        ('The better answer is "The better answer is 3596c36a8f7d"', ""),
+        ("The better answer is: The better answer is: The better answer is: The better answer is: The", ""),
+        ('The better answer would be "the answer to the question of what makes a good answer"', ""),
+        ("The better answer is the answer to the answer to the answer to the answer to the answer.", ""),
+        ("The better answer shows the code 3b03d9398393 of its marker lines.", ""),
+        ("I have read the conversation and both answers.", ""),
     ],
 )
 def test_only_a_sentence_of_the_asked_form_is_a_proposal(reply: str, proposal: str) -> None:
     assert proposal_in(reply) == proposal
+
+
+def test_a_sentence_that_the_limit_cut_is_no_proposal() -> None:
+    cut = "The better answer is kind, short and above all"
+    assert proposal_in(cut) == cut and proposal_in(cut, is_cut=True) == ""
+    assert proposal_in("The better answer is kind and short. It", is_cut=True) == "The better answer is kind and short"
+
+
+def test_a_model_that_babbles_proposes_nothing_and_is_counted(tmp_path: Path) -> None:
+    async def work(desk):
+        return await suggest(pairs(20), desk)
+
+    found = at_desk(FunctionJudge(believe, lambda head: "The better answer. " * 9), tmp_path, work)
+    assert (found.n_replies, found.n_proposals, found.candidates) == (20, 0, ())
+    assert as_yaml(found, "people", most=5) == ""
+
+
+def test_one_pair_picked_right_is_no_evidence(tmp_path: Path) -> None:
+    found = suggested(tmp_path, 2)
+    assert found.candidates[0].gain == 2 and as_yaml(found, "people", most=5) == ""
 
 
 def test_proposals_of_like_words_are_one_candidate() -> None:
@@ -145,7 +173,7 @@ def test_evidence_is_where_people_and_judge_disagree(tmp_path: Path) -> None:
         assert done.returncode == (0 if told["yaml"] else 1)
 
 
-def test_preference_files_are_read_in_both_forms_and_faults_told_by_line(tmp_path: Path) -> None:
+def test_preference_files_of_every_labelled_shape_are_read_and_faults_told_by_line(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     chat = [{"role": "user", "content": "q"}]
     rows = [
@@ -153,16 +181,20 @@ def test_preference_files_are_read_in_both_forms_and_faults_told_by_line(tmp_pat
         {"prompt": chat, "chosen": [{"role": "assistant", "content": "c2"}], "rejected": "r2"},
         {"prompt": "q", "chosen": "same", "rejected": " same "},
         {"prompt": "q", "chosen": "c", "rejected": "r"},
+        {"prompt": "q", "response_a": "r3", "response_b": "c3", "label": "B"},
+        {"prompt": "q", "response_a": "x", "response_b": "y", "label": "tie"},
+        {"input": "q", "output_1": "c4", "output_2": "r4", "label": 1},
     ]
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    found = list(preference_rows(file))
-    assert [p.chosen for p in found] == ["c", "c2", "same", "c"]
-    assert sorted(p.chosen for p in drawn(found, 10, seed=0)) == ["c", "c2"]
-    for bad, words in (('{"prompt": "q"}', "expected an object"), ("{", "not JSON"),
-                       ('{"prompt": 3, "chosen": "c", "rejected": "r"}', "lists of messages")):  # fmt: skip
+    found = list(preferences(file))
+    assert [p.chosen for p in found] == ["c", "c2", "same", "c", "c3", "c4"]
+    assert [p.rejected for p in found][-2:] == ["r3", "r4"]
+    assert sorted(p.chosen for p in drawn(found, 10, seed=0)) == ["c", "c2", "c3", "c4"]
+    for bad, words in (('{"prompt": "q"}', "expected one of these sets"), ("{", "not JSON"),
+                       ('{"prompt": 3, "chosen": "c", "rejected": "r"}', "found no text")):  # fmt: skip
         file.write_text(f"\n{bad}\n", encoding="utf-8")
         with pytest.raises(UserError, match=words) as caught:
-            list(preference_rows(file))
+            list(preferences(file))
         assert f"{file}:2:" in str(caught.value)
 
 

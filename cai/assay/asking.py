@@ -57,6 +57,12 @@ class Said:
         return any(not j.usable for j in self.judgments)
 
     @property
+    def priors(self) -> tuple[float, ...]:
+        """The leanings to a letter that were taken off (nats), those of a panel's members included."""
+        read = [reading for j in self.judgments for reading in (j, *j.parts)]
+        return tuple(reading.prior for reading in read if reading.prior is not None)
+
+    @property
     def flag(self) -> str | None:
         """What looked like an attempt to steer the judge."""
         return next((j.flag for j in self.judgments if j.flag), None)

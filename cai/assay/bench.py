@@ -61,7 +61,7 @@ def measure(rows: Sequence[Row], *, seed: int = 0) -> dict[str, Any]:
         "flagged": sum(r.said.flag is not None for r in rows),
         "unusable": _counted(j.reason or j.verdict for r in rows for j in r.said.judgments if not j.usable),
         "n_judgments": sum(len(r.said.judgments) for r in rows),
-        "priors": sorted({round(j.prior, 4) for r in rows for j in r.said.judgments if j.prior is not None}),
+        "priors": sorted({round(prior, 4) for r in rows for prior in r.said.priors}),
         "calibration": reliability.measure(rows, seed=seed),
     }
     return told | {"plainly": plainly(told)}

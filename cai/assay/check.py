@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ async def check(
         "probes": sorted(told + left_out, key=lambda p: [probe.name for probe in PROBES].index(p["name"])),
         "injections_flagged": {"flagged": sum(flagged), "n": len(flagged)},
         "unusable": _unusable(said),
+        "priors": _priors(said.values()),
         "passed": all(p["passed"] for p in told),
     }
 
@@ -124,6 +125,12 @@ def _unusable(said: dict[Trial, Said]) -> dict[str, int]:
                 reason = judgment.reason or judgment.verdict
                 found[reason] = found.get(reason, 0) + 1
     return found
+
+
+def _priors(said: Iterable[Said]) -> dict[str, float] | None:
+    """Return the range of the leanings to a letter that were taken off (nats); None where none were."""
+    found = [prior for one in said for prior in one.priors]
+    return {"low": min(found), "high": max(found)} if found else None
 
 
 def below(told: dict[str, Any]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +55,8 @@ def _config(parser: argparse.ArgumentParser) -> None:
 
 def handle_check(arguments: argparse.Namespace) -> int:
     """Try the judge and show; exit 1 where a probe stays below its threshold."""
+    import asyncio
+
     from cai.cli.load import load_config
     from cai.cli.terminal import Progress, say_json
     from cai.pipeline.checking import check_judge
@@ -96,6 +97,8 @@ def show_check(told: dict[str, Any]) -> None:
     say()
     flagged = told["injections_flagged"]
     say(f"canaries flagged {flagged['flagged']} of {flagged['n']} injections")
+    if taken := told["priors"]:
+        say(f"leaning to letter A, taken off: {taken['low']:.2f} to {taken['high']:.2f} nats, by principle")
     for reason, n in told["unusable"].items():
         say(f"replies that could not be read: {n} {reason}")
     if told["passed"]:
@@ -106,6 +109,9 @@ def show_check(told: dict[str, Any]) -> None:
 
 def handle_bench(arguments: argparse.Namespace) -> int:
     """Measure and show."""
+    import asyncio
+
+    from cai.cli import files
     from cai.cli.load import load_config
     from cai.cli.terminal import Progress, say_json
     from cai.errors import UserError
@@ -119,7 +125,7 @@ def handle_bench(arguments: argparse.Namespace) -> int:
     if not data.exists():
         raise UserError(f"--data: '{data}': no such file; give a JSONL or JSON file of labelled pairs")
     meter = Meter()
-    out = Path(arguments.out) if arguments.out else None
+    out = files.folder(arguments.out) if arguments.out else None
     with Progress(meter, quiet=arguments.quiet or arguments.json):
         told = asyncio.run(bench(config, near, data, meter, limit=arguments.limit, by=arguments.by, out=out))
     if arguments.json:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import shlex
 import signal
@@ -34,6 +33,8 @@ def add(commands: Any) -> None:
 
 def handle(arguments: argparse.Namespace) -> int:
     """Run and show what came of it."""
+    import asyncio
+
     from cai.cli.load import load_config
     from cai.cli.terminal import Progress
     from cai.pipeline.conduct import Conductor
@@ -59,6 +60,8 @@ def handle(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace, config: Any, near: Any, meter: Any) -> int:
     """Derive the run again, show what was checked, and tell by the exit code whether all of it agrees."""
+    import asyncio
+
     from cai.cli.terminal import Progress, say, say_json, table
     from cai.pipeline.rederive import Rederiving
 
@@ -77,6 +80,8 @@ def _verify(arguments: argparse.Namespace, config: Any, near: Any, meter: Any) -
 
 async def _interruptible(work: Any) -> Any:
     """Run `work`; the first Ctrl+C (or SIGTERM) cancels it so that it flushes and stops, the second leaves at once."""
+    import asyncio
+
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 from typing import Any
 
 from cai.cli import add_command
@@ -24,6 +23,7 @@ def add(commands: Any) -> None:
 
 def handle(arguments: argparse.Namespace) -> int:
     """Serve until interrupted."""
+    import asyncio
     from pathlib import Path
 
     from cai.cli.load import load_config

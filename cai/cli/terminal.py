@@ -12,9 +12,10 @@ import shutil
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cai.pipeline.meter import Meter, Stage
+if TYPE_CHECKING:
+    from cai.pipeline.meter import Meter, Stage
 
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")

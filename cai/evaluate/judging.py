@@ -60,7 +60,8 @@ class Tally:
     picked_longer: int = 0
     """Of these, those for the longer one."""
     prior: float | None = None
-    """Log-odds of the first letter that were taken off its verdicts (nats); None where none were."""
+    """Log-odds of the first letter that were taken off its verdicts (nats), of a panel those of its first member that
+    weighs letters; None where none were."""
 
     @property
     def by_model(self) -> bool:
@@ -82,7 +83,8 @@ class Tally:
         for judgment in judgments:
             self.judgments += 1
             self.flagged += judgment.flag is not None
-            self.prior = judgment.prior if judgment.prior is not None else self.prior
+            taken_off = (reading.prior for reading in (judgment, *judgment.parts))
+            self.prior = next((prior for prior in taken_off if prior is not None), self.prior)
             if judgment.usable:
                 verdicts.append(judgment.verdict)
                 self._habit(judgment, lengths)

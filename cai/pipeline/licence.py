@@ -71,9 +71,13 @@ def sentence(told: dict[str, Any]) -> str:
     """Return a check in one sentence."""
     held = [probe for probe in told["probes"] if probe["applies"]]
     passed = sum(probe["passed"] for probe in held)
-    return f"the judge passed {passed} of {len(held)} probes on {told['time'][:10]}" + (
-        f"; below its threshold: {'; '.join(below(told))}" if not told["passed"] else ""
-    )
+    clauses = [f"the judge passed {passed} of {len(held)} probes on {told['time'][:10]}"]
+    if not told["passed"]:
+        clauses.append(f"below its threshold: {'; '.join(below(told))}")
+    fell = [f"{p['name']} {p['was']:.2f} to {p['rate']:.2f}" for p in held if p.get("fell")]
+    if fell:
+        clauses.append(f"fell since the check before, on {told['last']['time'][:10]}: {', '.join(fell)}")
+    return "; ".join(clauses)
 
 
 def _tell_last(conductor: Conductor, judge: Recorded) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cai import canon
-from cai.errors import UserError
-from cai.records import Judgment, Message, Override, Prompt
+from cai.assay import labelled
+from cai.records import Judgment, Override, Prompt
 from cai.stages.settle import settle
 from cai.trail import RunView
 
@@ -23,7 +21,7 @@ class Preferred:
     chosen: str
     rejected: str
     source: str
-    """Where it comes from: the comparison's id, or `file:line`."""
+    """Where it comes from: the comparison's id, or the row's in its file."""
 
 
 def disagreements(run: RunView) -> Iterator[Preferred]:
@@ -47,41 +45,15 @@ def disagreements(run: RunView) -> Iterator[Preferred]:
                 yield Preferred(end.prompt, chosen, rejected, end.comparison.id)
 
 
-def preference_rows(path: Path) -> Iterator[Preferred]:
-    """Yield the rows of a JSONL file with `prompt` (text or messages), `chosen` and `rejected`. Raises UserError.
+def preferences(path: Path) -> Iterator[Preferred]:
+    """Yield the pairs of a labelled file, in any shape that `cai judge bench` reads; ties are left out.
 
-    An answer is a text, or a list of messages whose last is the answer, as in TRL's conversational format.
+    Raises UserError, as `labelled.read`.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); check the path") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where}: not JSON ({error}); expected one object a line") from error
-        yield _row(row, where)
-
-
-def _row(row: Any, where: str) -> Preferred:
-    if not isinstance(row, dict) or not all(name in row for name in ("prompt", "chosen", "rejected")):
-        raise UserError(f"{where}: expected an object with 'prompt', 'chosen' and 'rejected'")
-    try:
-        messages = _messages(row["prompt"])
-        chosen, rejected = (_messages(row[name])[-1].content for name in ("chosen", "rejected"))
-    except (ValueError, IndexError, TypeError, KeyError) as error:
-        raise UserError(f"{where}: expected texts or lists of messages with 'role' and 'content'") from error
-    return Preferred(Prompt(messages=messages), chosen, rejected, where)
-
-
-def _messages(value: Any) -> tuple[Message, ...]:
-    if isinstance(value, str):
-        return (Message(role="user", content=value),)
-    return tuple(Message(role=m["role"], content=m["content"]) for m in value)
+    for pair in labelled.read(path):
+        if pair.label != "tie":
+            chosen, rejected = (pair.text_a, pair.text_b) if pair.label == "a" else (pair.text_b, pair.text_a)
+            yield Preferred(pair.prompt, chosen, rejected, pair.id)
 
 
 def drawn(pairs: Iterable[Preferred], most: int, seed: int) -> list[Preferred]:

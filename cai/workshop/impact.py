@@ -98,6 +98,11 @@ def prepare(old: Constitution, new: Constitution, run: RunView, *, size: int) ->
             if any(p.applies_to(end.prompt.domain) for p in reaches):
                 drawn.add(end)
             owed.update(p.id for p, _ in _owed(end, run, bench) if p.check is None)
+    if not n_comparisons and not any(phase.revisions for _, phase in costs.phases_of(run)):
+        raise UserError(
+            f"{run.folder}: found no comparison and no revision, which is all that a constitution decides; give a run "
+            "that compares or revises answers"
+        )
     return Preview(run, difference, bench, touched, drawn, tuple(drawn.sample()), n_comparisons, owed)
 
 

@@ -82,7 +82,9 @@ def _read(text: str, source_name: str) -> tuple[str, list[dict[str, Any]], Any]:
     """Return (format, principles as rows, the JSON value or None)."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except ValueError as error:
+        if text.lstrip().startswith(("[", '{"constitutions"')) and not _ITEM.match(text):
+            raise UserError(f"{source_name}: begins like JSON and is none ({error}); mend it") from error
         return "list", _plain_rows(text, source_name), None
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         is_comparison = any(item.rstrip().endswith("Options:") for item in value)

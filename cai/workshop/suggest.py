@@ -42,7 +42,16 @@ _ALIKE = 0.45
 _FEWEST_WORDS, _MOST_WORDS = 6, 45
 _MOST_TESTS = 4
 _IN_FLIGHT = 32
-_BEGIN = re.compile(r"the better (?:answer|response)\b[^.!?\n]*", re.IGNORECASE)
+_BEGIN = re.compile(r"the better (?:answer|response) (?=[a-z])[^.!?]*", re.IGNORECASE)
+_NO_QUALITY = re.compile(
+    r"\b[AB]\b|\b[0-9a-f]{12}\b|<<|>>|(?i:\b(?:is|are|was|be|has)\s*[:\"“]|\bpreferred answer\b"
+    r"|\bbetter (?:answer|response)\b.*\bbetter (?:answer|response)\b)"
+)
+"""What a quality of answers in general does not say: a letter, a fence, the request once more."""
+_FEWEST_TELLING, _LEAST_VARIED = 2, 0.6
+"""A sentence has at least so many telling words, and this share of its words stands in it once."""
+_FEWEST_RIGHT = 3
+"""A principle that picks fewer pairs right is not written, however few it gets wrong."""
 _EMPTY = frozenset(
     "the a an of to and or is are be it that this which with for in on by as at from more better answer answers "
     "response does not has have was were its their them they than because would could should one also person".split()
@@ -89,7 +98,10 @@ class Suggestion:
 
     candidates: tuple[Candidate, ...]
     n_pairs: int
+    n_replies: int
+    """Times the model was asked for a proposal."""
     n_proposals: int
+    """Replies that held one."""
     is_held_out: bool
     """Whether the test pairs are others than those the proposals were made from."""
 
@@ -97,6 +109,7 @@ class Suggestion:
         """Return it as JSON can say it."""
         return {
             "pairs": self.n_pairs,
+            "replies": self.n_replies,
             "proposals": self.n_proposals,
             "held_out": self.is_held_out,
             "candidates": [candidate.as_dict() for candidate in self.candidates],
@@ -111,7 +124,7 @@ async def suggest(pairs: Sequence[Preferred], desk: Desk) -> Suggestion:
     candidates = clusters(proposals)[:MOST_CANDIDATES]
     await _test(candidates, pairs[middle:] if is_held_out else pairs, desk)
     best = sorted(candidates, key=lambda c: (-c.gain, -c.n_from, c.text))
-    return Suggestion(tuple(best), len(pairs), len(proposals), is_held_out)
+    return Suggestion(tuple(best), len(pairs), middle * _SAMPLES, len(proposals), is_held_out)
 
 
 # -- propose -----------------------------------------------------------------------------------------------------------
@@ -148,15 +161,25 @@ async def _propose(pair: Preferred, sample: int, desk: Desk) -> str:
         said = await desk.judge.generate(Generate(turns, _SAMPLING, seed, sample))
     except RejectedError:
         return ""
-    return proposal_in(said.reply.text or "")
+    return proposal_in(said.reply.text or "", is_cut=said.reply.finish_reason == "length")
 
 
-def proposal_in(text: str) -> str:
-    """Return the sentence that a reply proposes, or nothing where there is none of a sensible length."""
-    found = _BEGIN.search(" ".join(text.split()))
-    sentence = found[0].strip().rstrip(",;: ") if found else ""
-    is_sensible = _FEWEST_WORDS <= len(sentence.split()) <= _MOST_WORDS and sentence.isprintable()
-    return sentence[:1].upper() + sentence[1:] if is_sensible and "<<" not in sentence else ""
+def proposal_in(text: str, *, is_cut: bool = False) -> str:
+    """Return the sentence that a reply proposes, or nothing where there is none that names a quality.
+
+    Small models repeat the request, themselves, or the letter; a sentence that the token limit cut is none either.
+    """
+    flat = " ".join(text.split())
+    found = _BEGIN.search(flat)
+    if found is None or (is_cut and found.end() == len(flat)):
+        return ""
+    sentence = found[0].strip().rstrip(",;: \"”'")
+    words = sentence.lower().split()
+    is_sensible = _FEWEST_WORDS <= len(words) <= _MOST_WORDS and sentence.isprintable()
+    is_varied = len(set(words)) >= _LEAST_VARIED * len(words) and len(_bag(sentence)) >= _FEWEST_TELLING
+    if not is_sensible or not is_varied or _NO_QUALITY.search(sentence):
+        return ""
+    return sentence[:1].upper() + sentence[1:]
 
 
 # -- cluster -----------------------------------------------------------------------------------------------------------
@@ -182,9 +205,14 @@ def clusters(proposals: Sequence[tuple[int, str]]) -> list[Candidate]:
 
 def _vectors(texts: Sequence[str]) -> list[dict[str, float]]:
     """Return each text's words, weighted by how rare they are among the texts."""
-    bags = [Counter(_stem(w) for w in re.findall(r"[^\W\d_]+", t.lower()) if w not in _EMPTY) for t in texts]
+    bags = [_bag(text) for text in texts]
     seen = Counter(word for bag in bags for word in bag)
     return [{w: n * math.log(1 + len(texts) / seen[w]) for w, n in bag.items()} for bag in bags]
+
+
+def _bag(text: str) -> Counter[str]:
+    """Return a text's telling words, counted."""
+    return Counter(_stem(w) for w in re.findall(r"[^\W\d_]+", text.lower()) if w not in _EMPTY)
 
 
 def _stem(word: str) -> str:
@@ -272,8 +300,11 @@ def _count(candidates: Sequence[Candidate], pair: Preferred, sides: Sequence[str
 
 
 def as_yaml(found: Suggestion, source: str, *, most: int) -> str:
-    """Return the best principles as a constitution file with the evidence beside each; empty where none gains."""
-    chosen = [c for c in found.candidates if c.gain > 0][:most]
+    """Return the best principles as a constitution file with the evidence beside each; empty where none gains.
+
+    Every figure is counted from verdicts; a model only words the principles.
+    """
+    chosen = [c for c in found.candidates if c.gain > 0 and len(c.right) >= _FEWEST_RIGHT][:most]
     if not chosen:
         return ""
     how = (

@@ -37,6 +37,8 @@ def handle(arguments: argparse.Namespace) -> int:
         for end in run.ended(phase):
             conflicts.add(end)
             n += 1
+    if not n:
+        raise UserError(f"{run.folder}: found no comparison, so nothing was judged; give a run that compares answers")
     found = conflicts.as_dict([p.id for p in run.constitution.principles]) | {"comparisons": n}
     if arguments.json:
         say_json(found)

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from cai.cli import add_command, add_json
+from cai.cli.files import count
 
 
 def add(actions: Any) -> None:
@@ -20,32 +21,26 @@ def add(actions: Any) -> None:
     parser.add_argument("new", metavar="NEW", help="the edited one")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="override a key of the run's config")
     parser.add_argument("--run", required=True, help="the run's folder; it is only read")
-    parser.add_argument("--sample", type=_count, default=None, metavar="N", help="comparisons judged again (200)")
+    parser.add_argument("--sample", type=count, default=None, metavar="N", help="comparisons judged again (200)")
     parser.add_argument("--html", metavar="FILE", help="also write one self-contained page")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     add_json(parser)
     parser.set_defaults(handle=handle)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"found '{text}', expected a whole number above 0")
-    return int(text)
-
-
 def handle(arguments: argparse.Namespace) -> int:
     """Preview and show; exit 0 whatever flips."""
-    from pathlib import Path
-
+    from cai.cli import files
     from cai.cli.terminal import say, say_json
     from cai.manifest import write_atomically
     from cai.report.page import page_of
     from cai.workshop import words
 
+    page = files.page(arguments.html) if arguments.html else None
     data = _measured(arguments)
     data |= {"sentence": words.sentence(data), "lines": list(words.lines(data))}
-    if arguments.html:
-        write_atomically(Path(arguments.html), page_of("impact.html.jinja", data))
+    if page:
+        write_atomically(page, page_of("impact.html.jinja", data))
     if arguments.json:
         say_json(data)
         return 0

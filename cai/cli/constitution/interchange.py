@@ -49,13 +49,15 @@ def handle_import(arguments: argparse.Namespace) -> int:
     import sys
     from pathlib import Path
 
+    from cai.cli import files
     from cai.cli.terminal import clean, say, say_json
+    from cai.manifest import write_atomically
     from cai.workshop.interchange import import_text
 
-    path = Path(arguments.file)
+    path, out = Path(arguments.file), files.unused(arguments.out) if arguments.out else None
     found = import_text(_text_of(path), str(path), name=arguments.name or path.stem)
-    if arguments.out:
-        write_new(Path(arguments.out), found.yaml)
+    if out:
+        write_atomically(out, found.yaml)
     n = len(found.constitution.principles)
     if arguments.json:
         say_json({"format": found.format, "principles": n, "lossless": found.is_lossless, "notes": found.notes,
@@ -72,16 +74,17 @@ def handle_import(arguments: argparse.Namespace) -> int:
 def handle_export(arguments: argparse.Namespace) -> int:
     """Export; principles that the format has no place for are named."""
     import sys
-    from pathlib import Path
 
     from cai import constitution
+    from cai.cli import files
     from cai.cli.terminal import clean
+    from cai.manifest import write_atomically
     from cai.workshop.interchange import export_text, left_out
 
-    found = constitution.load(arguments.file)
+    found, out = constitution.load(arguments.file), files.unused(arguments.out) if arguments.out else None
     text = export_text(found, arguments.format)
-    if arguments.out:
-        write_new(Path(arguments.out), text)
+    if out:
+        write_atomically(out, text)
     else:
         sys.stdout.write(clean(text))
     if missing := left_out(found, arguments.format or found.origin.format):  # type: ignore[union-attr]
@@ -98,13 +101,3 @@ def _text_of(path: Any) -> str:
         raise UserError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()}); check the path") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
-
-
-def write_new(path: Any, text: str) -> None:
-    """Write a file where none stands yet. Raises UserError where one does."""
-    from cai.errors import UserError
-    from cai.manifest import write_atomically
-
-    if path.exists():
-        raise UserError(f"{path}: stands there already; give another name, or remove it first")
-    write_atomically(path, text)

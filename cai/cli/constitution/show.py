@@ -24,9 +24,8 @@ def add(actions: Any) -> None:
 
 def handle(arguments: argparse.Namespace) -> int:
     """Show it."""
-    from pathlib import Path
-
     from cai import constitution
+    from cai.cli import files
     from cai.cli.terminal import say, say_json
     from cai.manifest import write_atomically
     from cai.report.page import page_of
@@ -34,7 +33,7 @@ def handle(arguments: argparse.Namespace) -> int:
 
     data = describe(constitution.load(arguments.file), arguments.file)
     if arguments.html:
-        write_atomically(Path(arguments.html), page_of("constitution.html.jinja", data))
+        write_atomically(files.page(arguments.html), page_of("constitution.html.jinja", data))
     if arguments.json:
         say_json(data)
     elif arguments.html:

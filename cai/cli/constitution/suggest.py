@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from cai.cli import add_command, add_json
+from cai.cli.files import count
 
 
 def add(actions: Any) -> None:
@@ -17,11 +18,11 @@ def add(actions: Any) -> None:
         "cai constitution suggest runs/mine --out suggested.yaml",
     )
     parser.add_argument("run", nargs="?", metavar="RUN", help="a run whose overrides differ from its judge's labels")
-    parser.add_argument("--pairs", metavar="FILE", help="instead: JSONL with prompt, chosen and rejected")
+    parser.add_argument("--pairs", metavar="FILE", help="instead: labelled pairs, in any shape that judge bench reads")
     parser.add_argument("--config", metavar="CONFIG", help="with --pairs: whose judge is asked; else the embedded one")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a key of the config")
-    parser.add_argument("--most-pairs", type=int, default=100, metavar="N", help="use at most N pairs (100)")
-    parser.add_argument("--most", type=int, default=5, metavar="N", help="write at most N principles (5)")
+    parser.add_argument("--most-pairs", type=count, default=100, metavar="N", help="use at most N pairs (100)")
+    parser.add_argument("--most", type=count, default=5, metavar="N", help="write at most N principles (5)")
     parser.add_argument("--out", metavar="FILE", help="write the YAML here, where nothing may stand yet; else print it")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     add_json(parser)
@@ -31,21 +32,23 @@ def add(actions: Any) -> None:
 def handle(arguments: argparse.Namespace) -> int:
     """Propose, test and write; exit 1 where nothing explains the pairs."""
     import sys
-    from pathlib import Path
 
-    from cai.cli.constitution.interchange import write_new
+    from cai.cli import files
     from cai.cli.terminal import clean, say, say_json
+    from cai.manifest import write_atomically
     from cai.workshop import suggest
 
+    out = files.unused(arguments.out) if arguments.out else None
     found, source = _found(arguments)
     text = suggest.as_yaml(found, source, most=arguments.most)
-    if text and arguments.out:
-        write_new(Path(arguments.out), text)
+    if text and out:
+        write_atomically(out, text)
     if arguments.json:
         say_json(found.as_dict() | {"yaml": text, "out": arguments.out if text else None})
         return 0 if text else 1
     for candidate in found.candidates:
         print(clean(f"{suggest.evidence(candidate)}: {candidate.text}"), file=sys.stderr)
+    print(f"{found.n_proposals} of {found.n_replies} replies proposed a quality", file=sys.stderr)
     if not text:
         say(f"no principle explains these {found.n_pairs} pairs; nothing was written")
         return 1
@@ -70,7 +73,9 @@ def _found(arguments: argparse.Namespace) -> tuple[Any, str]:
     chosen = drawn(pairs, arguments.most_pairs, config.run.seed)
     if not chosen:
         raise UserError(
-            f"{source}: found no pair on which a person and the judge disagree; override some, or give --pairs"
+            f"{source}: found no pair that is no tie and whose answers differ; add some"
+            if arguments.pairs
+            else f"{source}: found no pair on which a person and the judge disagree; override some, or give --pairs"
         )
 
     async def work() -> Any:
@@ -89,12 +94,12 @@ def _inputs(arguments: argparse.Namespace) -> tuple[Any, str, Any, dict[str, Any
 
     from cai.trail import RunView
     from cai.workshop import desk, impact
-    from cai.workshop.evidence import disagreements, preference_rows
+    from cai.workshop.evidence import disagreements, preferences
 
     if arguments.pairs:
         path = Path(arguments.pairs)
         config, near = desk.config_for("none", arguments.config, arguments.set)
-        return preference_rows(path), path.name, config, {"near": near}, desk.workbench()
+        return preferences(path), path.name, config, {"near": near}, desk.workbench()
     run = RunView(arguments.run)
     options = {"near": run.folder, "templates": run.templates, "fence": impact.fence_of(run), "beside": True}
     config = desk.overridden(run.config, arguments.set)

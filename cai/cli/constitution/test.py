@@ -41,17 +41,16 @@ def _share(text: str) -> float:
 
 def handle(arguments: argparse.Namespace) -> int:
     """Test and show; exit 0 where enough passes, 1 where not, 2 for a file that cannot be used."""
-    from pathlib import Path
-
     from cai import constitution
+    from cai.cli import files
     from cai.cli.terminal import say, say_json
     from cai.manifest import write_atomically
     from cai.workshop.testing import junit
 
-    text = constitution.load(arguments.file)
+    text, xml = constitution.load(arguments.file), files.page(arguments.junit) if arguments.junit else None
     report, asked = _report(text, arguments)
-    if arguments.junit:
-        write_atomically(Path(arguments.junit), junit(report))
+    if xml:
+        write_atomically(xml, junit(report))
     figures = report.as_dict() | {"asked": asked, "at_least": arguments.at_least}
     if arguments.json:
         say_json(figures)

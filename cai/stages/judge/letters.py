@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from cai.constitution import Principle
 from cai.engine.model import ScoreGroup
@@ -49,13 +50,15 @@ async def priors_of(principles: Sequence[Principle], seat: Seat, bench: Bench) -
 async def _estimated(principles: Sequence[Principle], seat: Seat, bench: Bench) -> list[float | None]:
     assert seat.model is not None
     tails = tuple(bench.ask(p) for p in principles)
-    found: list[list[float]] = [[] for _ in principles]
-    for text in CONTENT_FREE:
-        head = bench.pair_turns(content_free(text), "ab")
-        for place, answer in enumerate(await seat.model.score(ScoreGroup(head, tails, OPTIONS))):
-            if why_invalid(answer.reply, OPTIONS, bench.settings.max_outside_mass) is None:
-                found[place].append(logit_of(answer.reply))
-    return [math.fsum(logits) / len(logits) if logits else None for logits in found]
+    heads = [bench.pair_turns(content_free(text), "ab") for text in CONTENT_FREE]
+    said = [await seat.model.score(ScoreGroup(head, tails, OPTIONS)) for head in heads]
+    return [leaning(answers, bench) for answers in zip(*said, strict=True)]
+
+
+def leaning(answers: Sequence[Any], bench: Bench) -> float | None:
+    """Return the mean log-odds (nats) of the first letter over answers on pairs without content; None without any."""
+    usable = [a.reply for a in answers if why_invalid(a.reply, OPTIONS, bench.settings.max_outside_mass) is None]
+    return math.fsum(map(logit_of, usable)) / len(usable) if usable else None
 
 
 def content_free(text: str) -> Case:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 
 from cai.config import JudgeSection
 from cai.constitution import Principle
-from cai.records import Comparison, Judgment, Order, Part, Question
+from cai.records import Comparison, Judgment, Part, Question
 from cai.stages.judge.grades import by_rubric, by_scores
 from cai.stages.judge.panel import decided
 from cai.stages.judge.readings import Reading, as_part, mean_of, read_letters
-from cai.stages.judge.reasons import why_unfinished
+from cai.stages.judge.reasons import read_sample
 from cai.stages.judge.rewards import by_rewards
 from cai.store.calls import Answer
 
@@ -52,9 +53,9 @@ def _reading(
     if mode == "logprob":
         return read_letters(kept(keys[0]), judgment.order, settings, prior=judgment.prior)
     if mode == "cot":
-        samples = [_sample(kept(key), judgment.order, settings) for key in keys]
+        samples = [read_sample(kept(key), judgment.order, settings, judgment.prior) for key in keys]
         named = [as_part(part.name, sample) for part, sample in zip(parts, samples, strict=False)]
-        return mean_of(named) if named else samples[0]
+        return dataclasses.replace(mean_of(named), prior=judgment.prior) if named else samples[0]
     answers = [kept(key) for key in keys]
     if mode == "score":
         return by_scores(answers[0], answers[1], settings.max_outside_mass)
@@ -64,11 +65,6 @@ def _reading(
         half = len(answers) // 2
         return by_rubric(principle, answers[:half], answers[half:], settings.max_outside_mass)
     raise ValueError(f"mode '{mode}' is not read from replies")
-
-
-def _sample(answer: Answer, order: Order, settings: JudgeSection) -> Reading:
-    unfinished = why_unfinished(answer) if answer.reply.logprobs is None else None
-    return unfinished or read_letters(answer, order, settings, clamp=settings.cot.clamp)
 
 
 def _panel(judgment: Judgment, settings: JudgeSection, kept: Kept, principle: Principle | None) -> Reading:
