@@ -3,8 +3,9 @@
     pip install --no-deps --target trl-1.12 trl==1.12.0
     python -m bench.ppo --trl trl-1.12 [--base smollm2-135m-instruct] [--json]
 
-Every contestant does two steps on the same prompts in a process of its own, and the second one counts: sample 8 answers
-of 53 tokens each, TRL's default (no answer may end early), score them with a reward model of the policy's size, four passes over them.
+Every contestant does two steps on the same prompts in a process of its own, and the second one counts: sample 8
+answers of 53 tokens each (TRL's default; no answer may end early), score them with a reward model of the policy's
+size, four passes over them.
 `trl` is the trainer at its defaults but for bfloat16, which a CPU without bfloat16 arithmetic would emulate; `trl kind`
 trains the same adapter as ours and keeps its activations.
 """
