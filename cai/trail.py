@@ -24,7 +24,7 @@ from cai.stages.admit import Accounting, Admission, Arms, Gate
 from cai.stages.judge import Bench, Seat
 from cai.stages.settle import Asked, Settled, settle
 from cai.store import ledger, schema
-from cai.store.store import find_replies
+from cai.store.store import READ, find_replies
 from cai.templates import Fence, Templates
 
 
@@ -195,7 +195,7 @@ def progress(run: RunView) -> dict[str, Any]:
     for phase, done, failed in query(
         "SELECT phase, sum(state = 'done'), sum(state = 'failed') FROM walks GROUP BY phase"
     ):
-        side = "held_out" if phase.startswith("evaluate") else "train"
+        side = "refused" if phase == READ else "held_out" if phase.startswith("evaluate") else "train"
         walks.append({"phase": phase, "done": done, "failed": failed, "due": prompts.get(side, 0)})
     failures = query("SELECT phase, prompt_id, detail FROM walks WHERE state = 'failed' LIMIT 20").fetchall()
     return {

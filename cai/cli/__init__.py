@@ -16,7 +16,21 @@ from cai.errors import CaiError
 
 _GROUPS = {
     "start": ("init", "doctor", "model"),
-    "run": ("plan", "run", "status", "watch", "pairs", "data", "train", "reward", "eval", "report", "card", "serve"),
+    "run": (
+        "plan",
+        "run",
+        "retry",
+        "status",
+        "watch",
+        "pairs",
+        "data",
+        "train",
+        "reward",
+        "eval",
+        "report",
+        "card",
+        "serve",
+    ),
     "edit": ("constitution",),
     "judge": ("judge",),
     "check": ("audit", "review"),

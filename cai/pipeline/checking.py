@@ -21,7 +21,7 @@ _RESULTS = "checks.jsonl"
 async def check_judge(config: RunConfig, near: Path | None, meter: Meter) -> dict[str, Any]:
     """Return the check of a config's judge, compared with the last one made beside its run, and append it to these."""
     folder = beside(config, FOLDER)
-    async with hearing(config, near, meter, folder) as held:
+    async with hearing(config, folder, near=near, meter=meter, siblings=config.run.reuse) as held:
         told = await _check(held)
     told = compared({"time": now()} | told, last(folder))
     with open(folder / _RESULTS, "a", encoding="utf-8") as file:
@@ -30,11 +30,11 @@ async def check_judge(config: RunConfig, near: Path | None, meter: Meter) -> dic
 
 
 async def _check(held: Hearing) -> dict[str, Any]:
-    bench, model = held.sit()
-    again = held.sit(seed=held.config.run.seed + 1, afresh=True)
+    again = held.afresh()
+    bench_again = again.bench((), draws=True, seed=held.config.run.seed + 1)
     with held.meter.stage("check the judge", 0) as stage:
         in_flight = held.config.engine.prompts_in_flight
-        sitting = Judges(bench, model, *again)
+        sitting = Judges(held.bench((), draws=True), held.judge, bench_again, again.judge)
         return await check(sitting, probes.shipped_folder(), in_flight=in_flight, start=stage.expect)
 
 

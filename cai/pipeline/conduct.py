@@ -21,7 +21,7 @@ from cai.errors import RejectedError, Stopped
 from cai.executors.local import for_each, together
 from cai.manifest import Clock, Manifest, RunLock, id_of, keep_text, now, settle_config
 from cai.pipeline import evaluation, judges, licence, rewarding, training
-from cai.pipeline.ingest import ingest, sources_id
+from cai.pipeline.ingest import LEAST_FAILURES, ingest, sources_id
 from cai.pipeline.meter import Meter, Stage
 from cai.pipeline.serving import Fleet, Lazy, identity_of
 from cai.records import Prompt
@@ -47,6 +47,7 @@ class Result:
     by_kind: dict[str, dict[str, int]] = field(default_factory=dict)
     """The same calls by kind (`generate`, `score`, `likelihood`)."""
     failed_prompts: int = 0
+    """Prompts that could not be walked, and rows of prompt files that could not be asked at all."""
     stale: list[str] = field(default_factory=list)
     """Checkpoints trained on rows that a later decision has changed."""
     timings: list[dict[str, Any]] = field(default_factory=list)
@@ -263,7 +264,7 @@ class Conductor:
         await self.store.committed()
 
     def _check_failures(self, stage: Stage, last: str) -> None:
-        most = max(20, self.config.run.max_failure_rate * stage.total)
+        most = max(LEAST_FAILURES, self.config.run.max_failure_rate * stage.total)
         if stage.failed > most:
             raise Stopped(
                 f"{stage.failed} of {stage.total} prompts failed in '{stage.name}', more than run.max_failure_rate "
@@ -305,6 +306,7 @@ class Conductor:
             for name, accounting in parts.items():
                 self.manifest["phases"][name] |= {"accounting": accounting.as_dict()}
         whole = total(list(parts.values()))
+        n_failed += self.manifest["prompts"].get("refused", 0)
         failed = n_failed + whole.states["failed"]
         return Result(
             run=str(self.folder),

@@ -26,9 +26,13 @@ from cai.templates import Turn
 _BATCH_ROWS = 4000
 _KNOWN_TEXTS = 20_000
 
+READ = "reading prompts"
+"""Under this phase stand the rows of prompt files that were refused, by place instead of prompt."""
+
 _FORGETTING = {
     # Forgetting comes before keeping: within a batch a prompt is never walked twice.
     "clear_prompts": "DELETE FROM prompts",
+    "clear_refused": "DELETE FROM walks WHERE phase = ?",
     "supersede": "UPDATE records SET phase = phase || ' (superseded)' WHERE phase = ? AND prompt_id = ?",
 }
 _KEEPING = {
@@ -114,8 +118,9 @@ class Store:
         self._put("prompts", (position, prompt.id, side))
 
     def clear_prompts(self) -> None:
-        """Forget which prompts the run walks; their records stay."""
+        """Forget which prompts the run walks and which rows were refused; their records stay."""
         self._put("clear_prompts", ())
+        self._put("clear_refused", (READ,))
 
     def supersede(self, phase: str, prompt_id: str) -> None:
         """Set aside what an earlier walk of this prompt wrote in this phase, before a walk with other inputs."""
