@@ -64,6 +64,18 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         ) from error
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line and wait until it is on disk. A last line that was cut short stays a line of its own."""
+    with path.open("a+b") as file:
+        at_end = file.seek(0, os.SEEK_END)
+        if at_end:
+            file.seek(-1, os.SEEK_END)
+        is_torn = at_end > 0 and file.read(1) != b"\n"
+        file.write(b"\n" * is_torn + line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 class RunLock:
     """Ownership of a run folder. A second owner is refused with the first one's pid, host and start."""
 

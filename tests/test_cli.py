@@ -17,7 +17,7 @@ from cai.cli.terminal import clean, table
 from tests import runs
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = {"init", "plan", "run", "status", "watch", "pairs", "data", "train", "reward", "report", "eval", "card"}
+COMMANDS = {"init", "plan", "run", "status", "watch", "pairs", "data", "train", "reward", "report", "eval", "card", "retry", "recover"}
 COMMANDS |= {"constitution", "model", "serve", "doctor", "judge", "audit", "review", "view"}
 
 

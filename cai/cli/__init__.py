@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sqlite3
 import sys
 from collections.abc import Sequence
 
@@ -33,7 +34,7 @@ _GROUPS = {
     ),
     "edit": ("constitution",),
     "judge": ("judge",),
-    "check": ("audit", "review"),
+    "check": ("audit", "review", "recover"),
     "look": ("view",),
 }
 _EXIT_INTERRUPTED = 130
@@ -50,6 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"cai: {clean(str(error))}", file=sys.stderr)
         return error.exit_code
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise
+        print(f"cai: a store is damaged ({error}); save what can be read with: cai recover RUN", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("cai: interrupted", file=sys.stderr)
         return _EXIT_INTERRUPTED

@@ -9,7 +9,7 @@ from typing import Any
 from cai.assay import probes
 from cai.assay.check import Judges, check, compared
 from cai.config import RunConfig
-from cai.manifest import now
+from cai.manifest import append_line, now
 from cai.pipeline.hearing import Hearing, beside, hearing
 from cai.pipeline.meter import Meter
 
@@ -24,8 +24,7 @@ async def check_judge(config: RunConfig, near: Path | None, meter: Meter) -> dic
     async with hearing(config, folder, near=near, meter=meter, siblings=config.run.reuse) as held:
         told = await _check(held)
     told = compared({"time": now()} | told, last(folder))
-    with open(folder / _RESULTS, "a", encoding="utf-8") as file:
-        file.write(json.dumps(told, ensure_ascii=True) + "\n")
+    append_line(folder / _RESULTS, json.dumps(told, ensure_ascii=True))
     return told | {"results": str(folder / _RESULTS)}
 
 

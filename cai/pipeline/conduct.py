@@ -29,7 +29,7 @@ from cai.review import gate
 from cai.stages.admit import total
 from cai.stages.judge import Bench
 from cai.stages.walk import Walk, Walked
-from cai.store import ledger, seal
+from cai.store import ledger, schema, seal
 from cai.store.calls import Recorded, Siblings
 from cai.store.store import Store
 from cai.templates import Fence, Templates
@@ -154,7 +154,10 @@ class Conductor:
     # -- the work ----------------------------------------------------------------------------------------------------
 
     async def _work(self) -> Result:
-        self.store = Store(self.folder / "store.sqlite")
+        path = self.folder / "store.sqlite"
+        if path.exists():
+            schema.check(path)
+        self.store = Store(path)
         seal.open_again(self.store.connection)
         self.siblings = Siblings(self.folder) if self.config.run.reuse else None
         self.fleet = Fleet(self.config, self.folder, self.meter)

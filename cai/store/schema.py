@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from cai import canon
@@ -59,7 +60,7 @@ def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
         found = connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
     except sqlite3.DatabaseError as error:
         raise StoreError(
-            f"{path}: not a readable store ({error}); restore it from a copy, or start a new run"
+            f"{path}: not a readable store ({error}); save what can be read with: cai recover {path.parent}"
         ) from error
     if found is None or int(found[0]) != VERSION:
         version = "none" if found is None else found[0]
@@ -67,6 +68,28 @@ def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
             f"{path}: found schema {version}, expected {VERSION}; open it with the version of cai that wrote it"
         )
     return connection
+
+
+def faults(path: Path) -> list[str]:
+    """Return what SQLite finds wrong with the pages and indexes of a store; empty where they fit together."""
+    try:
+        with closing(connect(path, readonly=True)) as connection:
+            found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(5)")]
+    except (sqlite3.DatabaseError, StoreError) as error:
+        return [str(error)]
+    return [] if found == ["ok"] else found
+
+
+def check(path: Path) -> None:
+    """Raise StoreError where a store is damaged."""
+    if found := faults(path):
+        raise damaged(path, found[0])
+
+
+def damaged(path: Path, what: str) -> StoreError:
+    """Return the error that tells of a damaged store and the way out."""
+    said = " ".join(what.split())
+    return StoreError(f"{path}: the store is damaged ({said}); save what can be read with: cai recover {path.parent}")
 
 
 def create(path: Path) -> None:

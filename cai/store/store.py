@@ -206,7 +206,11 @@ class Store:
 
     def replies(self, keys: Sequence[str]) -> dict[str, Kept]:
         """Return what was answered before to those of `keys`."""
-        return find_replies(self._reader, keys)
+        found = find_replies(self._reader, keys)
+        for key, kept in found.items():
+            if canon.id_of_bytes(kept.content.encode()) != kept.reply_id:
+                raise schema.damaged(self.path, f"the reply to {key} is not the one that came")
+        return found
 
     def walk_state(self, phase: str, prompt_id: str) -> tuple[str, str] | None:
         """Return (inputs, state) of a prompt's walk through a phase, or None."""
