@@ -13,7 +13,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -96,10 +96,17 @@ class RunLock:
             raise UserError(
                 f"{self._path.parent}: already run by {owner}; wait for it, stop it, or set run.dir=…"
             ) from None
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()} since {now()}")
-        file.flush()
         self._file = file
+        try:
+            file.truncate(0)
+            file.write(f"pid {os.getpid()} on {socket.gethostname()} since {now()}")
+            file.flush()
+        except OSError as error:
+            with suppress(OSError):  # closing tries to write once more
+                self.release()
+            raise StoreError(
+                f"{self._path}: cannot be written ({error.strerror}); free space or mend permissions"
+            ) from error
 
     def release(self) -> None:
         """Give the folder back."""

@@ -17,8 +17,8 @@ from cai.cli.terminal import clean, table
 from tests import runs
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = {"init", "plan", "run", "status", "watch", "pairs", "data", "train", "reward", "report", "eval", "card", "retry", "recover"}
-COMMANDS |= {"constitution", "model", "serve", "doctor", "judge", "audit", "review", "view"}
+COMMANDS = {"init", "plan", "run", "status", "watch", "pairs", "data", "train", "reward", "report", "eval", "card"}
+COMMANDS |= {"retry", "recover", "constitution", "model", "serve", "doctor", "judge", "audit", "review", "view"}
 
 
 def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:

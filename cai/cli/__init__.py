@@ -7,6 +7,7 @@ Nothing heavy is imported until a command needs it, so that help answers at once
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import sqlite3
 import sys
@@ -38,6 +39,7 @@ _GROUPS = {
     "look": ("view",),
 }
 _EXIT_INTERRUPTED = 130
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,6 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"cai: {clean(str(error))}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        where = error.filename or "a file"
+        print(f"cai: {where}: {error.strerror}; free space, then give the same command again", file=sys.stderr)
+        return 1
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise

@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
         commands,
         "recover",
         "save what can be read of a run's damaged store; the damaged one is kept beside it",
-        "cai recover runs/mine && cai run config.yaml run.dir=runs/mine",
+        "cai recover runs/mine",
     )
     parser.add_argument("run", help="the run's folder")
     add_json(parser)

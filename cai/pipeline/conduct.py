@@ -17,10 +17,10 @@ from typing import Any
 
 from cai import canon, constitution, fewshot, pairs, shipped
 from cai.config import SAMPLING, Phase, RunConfig
-from cai.errors import RejectedError, Stopped
+from cai.errors import RejectedError, Stopped, StoreError
 from cai.executors.local import for_each, together
 from cai.manifest import Clock, Manifest, RunLock, id_of, keep_text, now, settle_config
-from cai.pipeline import evaluation, judges, licence, rewarding, training
+from cai.pipeline import evaluation, judges, licence, rewarding, space, training
 from cai.pipeline.ingest import LEAST_FAILURES, ingest, sources_id
 from cai.pipeline.meter import Meter, Stage
 from cai.pipeline.serving import Fleet, Lazy, identity_of
@@ -164,15 +164,25 @@ class Conductor:
         try:
             if not self._from_folder:
                 ingest(self.config, self.near, self.store, self.manifest)
+            self._look_for_room()
             result = await self._phases()
             self._mark_done(result)
             return result
         finally:
             await self.fleet.release_all()
-            self._end_session()
+            with suppress(StoreError):  # a full disk must not hide what it has stopped
+                self._end_session()
             if self.siblings:
                 self.siblings.close()
             self.store.close()
+
+    def _look_for_room(self) -> None:
+        """Tell at once where the disk will not do, and let the store tell how much is missing should it fill up."""
+        counts = self.manifest["prompts"]
+        whole = space.needed(self.config, counts["train"], counts["held_out"], len(self.constitution.principles))
+        self.store.expects = max(0, whole - self.store.path.stat().st_size)
+        for warning in space.warnings(self.folder, self.store.expects):
+            self.meter.note(warning)
 
     async def _phases(self) -> Result:
         judge = self._recorded(self.fleet.model(self.config.models.judge or self.config.models.policy, "judge"))

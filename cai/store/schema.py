@@ -19,6 +19,8 @@ from cai import canon
 from cai.errors import StoreError
 
 VERSION = 1
+UNWRITABLE = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
+"""What SQLite calls a disk or a permission that is in the way; the store itself is sound."""
 
 _DDL = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -59,6 +61,8 @@ def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
             connection.execute("PRAGMA synchronous = FULL")
         found = connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
     except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF in UNWRITABLE:
+            raise StoreError(f"{path}: cannot be used ({error}); free space or mend permissions") from error
         raise StoreError(
             f"{path}: not a readable store ({error}); save what can be read with: cai recover {path.parent}"
         ) from error
@@ -98,7 +102,10 @@ def create(path: Path) -> None:
         return
     fresh = path.with_suffix(".creating")
     fresh.unlink(missing_ok=True)
-    connection = sqlite3.connect(fresh)
-    connection.executescript("PRAGMA synchronous = FULL;" + _DDL)
-    connection.close()
-    fresh.rename(path)
+    try:
+        with closing(sqlite3.connect(fresh)) as connection:
+            connection.executescript("PRAGMA synchronous = FULL;" + _DDL)
+        fresh.rename(path)
+    except sqlite3.OperationalError as error:
+        fresh.unlink(missing_ok=True)
+        raise StoreError(f"{path}: cannot be written ({error}); free space or mend permissions") from error

@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any, NamedTuple
 
 from cai import canon
@@ -66,6 +67,8 @@ class Store:
         self._reader = schema.connect(path, readonly=False)
         self._queue: queue.SimpleQueue[tuple[str, list[Any]]] = queue.SimpleQueue()
         self._error: Exception | None = None
+        self.expects: int | None = None
+        """About how many bytes more the run will keep at most; None where nobody has reckoned."""
         self._texts: OrderedDict[str, None] = OrderedDict()
         self._thread = threading.Thread(target=self._write_until_closed, name="store-writer", daemon=True)
         self._thread.start()
@@ -162,10 +165,10 @@ class Store:
         self._queue.put((table, rows))
 
     def _store_error(self) -> StoreError:
-        size = self.path.stat().st_size if self.path.exists() else 0
+        more = "" if self.expects is None else f" and the run may need {self.expects:,} more"
         return StoreError(
-            f"{self.path} ({size:,} bytes): cannot write ({self._error}); free space or mend permissions, then run "
-            "the same command again: everything acknowledged is kept"
+            f"{self.path}: cannot write ({self._error}); {disk_usage(self.path.parent).free:,} bytes are free{more}; "
+            "free space or mend permissions, then run the same command again: everything acknowledged is kept"
         )
 
     # -- the writer thread -------------------------------------------------------------------------------------------
