@@ -85,8 +85,14 @@ class RunLock:
 
     def acquire(self) -> None:
         """Take the folder, or raise UserError naming who has it."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115 - held until release
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115 - held until release
+        except OSError as error:
+            raise StoreError(
+                f"{self._path.parent}: cannot be written ({error.strerror}); free space, mend permissions, or set "
+                "run.dir=… to another folder"
+            ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
-import signal
-import subprocess
+import sys
 from pathlib import Path
 
+from cai.cli import main
 from cai.engine.scripted import ScriptedProcess
 from tests import runs
 
@@ -41,16 +42,26 @@ def _port(url: str) -> int:
 
 
 def _kill_until_done(path: Path, chance: random.Random) -> int:
-    """Start the run and kill it at a random moment, again and again; return how many kills hit it alive."""
+    """Start the run and kill it at a random moment, again and again; return how many kills hit it alive.
+
+    Every run is forked from a process that has imported everything, so that kills hit work and not imports.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "cai.cli.load", "cai.cli.terminal", "cai.pipeline.conduct", "cai.report"])
     n_killed = 0
     while n_killed < N_KILLS:
-        process = subprocess.Popen(runs.command("run", path, "--quiet"), stdout=subprocess.DEVNULL)
-        try:
-            code = process.wait(timeout=chance.uniform(0.2, 1.1))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            n_killed += 1
-        else:
-            raise AssertionError(f"the run ended (exit {code}) after {n_killed} kills; slow the server down")
+        process = context.Process(target=_run, args=(str(path),))
+        process.start()
+        process.join(timeout=chance.uniform(0.1, 0.45))
+        if process.exitcode is not None:
+            raise AssertionError(
+                f"the run ended (exit {process.exitcode}) after {n_killed} kills; slow the server down"
+            )
+        process.kill()
+        process.join()
+        n_killed += 1
     return n_killed
+
+
+def _run(path: str) -> None:
+    sys.exit(main(["run", path, "--quiet"]))
