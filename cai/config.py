@@ -98,6 +98,8 @@ class ModelSection(Section):
     def _somewhere(self) -> ModelSection:
         if self.checkpoint is None and not self.base_url:
             raise ValueError("a model needs 'checkpoint' (the run serves it) or 'base_url' (it is served already)")
+        if any("@" in url for url in self.base_url):  # before the folder is touched, where the config is kept
+            raise ValueError("a base_url holds credentials; name an environment variable in api_key_env instead")
         return self
 
 

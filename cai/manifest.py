@@ -13,7 +13,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -64,6 +64,18 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         ) from error
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line and wait until it is on disk. A last line that was cut short stays a line of its own."""
+    with path.open("a+b") as file:
+        at_end = file.seek(0, os.SEEK_END)
+        if at_end:
+            file.seek(-1, os.SEEK_END)
+        is_torn = at_end > 0 and file.read(1) != b"\n"
+        file.write(b"\n" * is_torn + line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 class RunLock:
     """Ownership of a run folder. A second owner is refused with the first one's pid, host and start."""
 
@@ -73,8 +85,14 @@ class RunLock:
 
     def acquire(self) -> None:
         """Take the folder, or raise UserError naming who has it."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115 - held until release
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115 - held until release
+        except OSError as error:
+            raise StoreError(
+                f"{self._path.parent}: cannot be written ({error.strerror}); free space, mend permissions, or set "
+                "run.dir=… to another folder"
+            ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -84,10 +102,17 @@ class RunLock:
             raise UserError(
                 f"{self._path.parent}: already run by {owner}; wait for it, stop it, or set run.dir=…"
             ) from None
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()} since {now()}")
-        file.flush()
         self._file = file
+        try:
+            file.truncate(0)
+            file.write(f"pid {os.getpid()} on {socket.gethostname()} since {now()}")
+            file.flush()
+        except OSError as error:
+            with suppress(OSError):  # closing tries to write once more
+                self.release()
+            raise StoreError(
+                f"{self._path}: cannot be written ({error.strerror}); free space or mend permissions"
+            ) from error
 
     def release(self) -> None:
         """Give the folder back."""

@@ -15,6 +15,7 @@ from cai.config import Phase, RunConfig
 from cai.pipeline import judges
 from cai.pipeline.forecast import forecast
 from cai.pipeline.ingest import Divided
+from cai.pipeline.space import BYTES_PER_CALL, BYTES_PER_TOKEN
 from cai.records import Comparison, Prompt
 from cai.stages.critique import draw
 from cai.stages.judge import OPTIONS, Bench, Seat
@@ -24,7 +25,6 @@ from cai.templates import Fence, Templates, Turn
 
 _CHARS_PER_TOKEN = 4.0
 """Rough, for English; the tokenizer is not loaded for a plan."""
-_BYTES_PER_CALL = 1_500
 _TOKENS_PER_S = {"cpu": 450.0, "cuda": 15_000.0}
 """Generated tokens per second of a 135M model on two cores, and of a model of a few billion weights on one GPU: the
 first is measured (docs/benchmarks.md), the second an order of magnitude."""
@@ -177,7 +177,7 @@ def plan(config: RunConfig, near: Path | None, *, device: str = "cpu") -> dict[s
         "phases": [{"name": p.name, **{k: [c.least, c.most] for k, c in p.kinds.items()}} for p in phases],
         "requests": [sum(c.least for p in phases for c in p.kinds.values()), most],
         "tokens_at_most": {"generated": new, "read": read},
-        "disk_mb_at_most": round(most * _BYTES_PER_CALL / 1e6 + new * 12 / 1e6, 1),
+        "disk_mb_at_most": round((most * BYTES_PER_CALL + new * BYTES_PER_TOKEN) / 1e6, 1),
         "generation_minutes_at_most": {"device": device, "minutes": round(seconds / 60, 1)},
         "kept": forecast(config, near),
         "options": list(OPTIONS),

@@ -31,13 +31,17 @@ class Malformed(ValueError):
     """A row that cannot become a prompt: what was found, and what was expected."""
 
 
+class Poison(Malformed):
+    """A row in order but for its text, which no store, terminal or model server can take as it is."""
+
+
 def parse_json(line: bytes) -> dict[str, Any]:
     """Return the object that a line of JSONL holds. Raises Malformed, also for a key that stands there twice."""
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
         found = f"byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line"
-        raise Malformed(f"{found}, expected UTF-8; save the file as UTF-8") from error
+        raise Poison(f"{found}, expected UTF-8; save the file as UTF-8") from error
     try:
         row = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
@@ -150,10 +154,10 @@ def _text(found: Any, where: str) -> str:
     if not found.strip():
         raise Malformed(f"found an empty text in '{where}', expected text")
     if "\0" in found:
-        raise Malformed(f"found a NUL at character {found.index(chr(0)) + 1} of '{where}', expected text without NUL")
+        raise Poison(f"found a NUL at character {found.index(chr(0)) + 1} of '{where}', expected text without NUL")
     if lone := re.search("[\ud800-\udfff]", found):
         what = f"half a surrogate pair (U+{ord(lone[0]):04X}) at character {lone.start() + 1} of '{where}'"
-        raise Malformed(f"found {what}, expected whole characters")
+        raise Poison(f"found {what}, expected whole characters")
     return found
 
 

@@ -23,7 +23,7 @@ from unicodedata import normalize
 from cai import canon, shipped
 from cai.config import PromptSource
 from cai.errors import UserError
-from cai.promptrows import HH_KEYS, Malformed, from_columns, from_hh, from_row, parse_json
+from cai.promptrows import HH_KEYS, Malformed, Poison, from_columns, from_hh, from_row, parse_json
 from cai.records import Prompt
 
 SHOWN = 20
@@ -39,6 +39,8 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff
 
 _Row = tuple[str, Any]
 """Where a row stands (`file:line`), and the row as it was read."""
+Refuse = Callable[[str, str], None]
+"""Takes where a poison row stands and what is wrong with it, and lets reading go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +82,30 @@ def load(sources: Iterable[PromptSource], *, near: Path | None = None) -> Prompt
     return PromptSet(prompts=list(kept.values()), n_read=n_read, n_duplicates=n_read - len(kept))
 
 
-def iter_source(source: PromptSource, *, near: Path | None = None) -> Iterator[Prompt]:
-    """Yield the prompts of one source in order, duplicates included, one row in memory at a time."""
+def iter_source(source: PromptSource, *, near: Path | None = None, refuse: Refuse | None = None) -> Iterator[Prompt]:
+    """Yield the prompts of one source in order, duplicates included, one row in memory at a time.
+
+    Poison rows go to `refuse`; without it they are malformed rows like any other.
+    """
     place = None if source.path is None else shipped.find(source.path, near=near)
     if place is None or place.is_dir() and source.format != "jsonl":
-        yield from _iter_dataset(source, place)
+        yield from _iter_dataset(source, place, refuse)
     elif place.is_dir():
         raise UserError(f"{place}: found a folder, expected a JSONL file; for a folder set format: dataset")
     elif source.format == "dataset":
         raise UserError(f"{place}: found a file, expected a dataset's folder; for JSONL set format: jsonl")
     else:
-        yield from iter_jsonl(place, domain=source.domain, limit=source.limit, hh=source.format == "hh-rlhf")
+        hh = source.format == "hh-rlhf"
+        yield from iter_jsonl(place, domain=source.domain, limit=source.limit, hh=hh, refuse=refuse)
 
 
 def iter_jsonl(
-    path: Path, *, domain: str | None = None, limit: int | None = None, hh: bool = False
+    path: Path,
+    *,
+    domain: str | None = None,
+    limit: int | None = None,
+    hh: bool = False,
+    refuse: Refuse | None = None,
 ) -> Iterator[Prompt]:
     """Yield the prompts of a JSONL file, which may end in .gz, row by row; with `hh` its rows are transcripts.
 
@@ -102,15 +113,18 @@ def iter_jsonl(
     when the file ends, or at the 20th.
     """
     read = from_hh if hh else from_row
-    yield from _convert(islice(lines(path), limit), lambda line: read(parse_json(line), domain))
+    yield from _convert(islice(lines(path), limit), lambda line: read(parse_json(line), domain), refuse)
 
 
-def _convert(rows: Iterable[_Row], read: Callable[[Any], Prompt]) -> Iterator[Prompt]:
+def _convert(rows: Iterable[_Row], read: Callable[[Any], Prompt], refuse: Refuse | None = None) -> Iterator[Prompt]:
     problems: list[str] = []
     for place, row in rows:
         try:
             prompt = read(row)
         except Malformed as malformed:
+            if refuse is not None and isinstance(malformed, Poison):
+                refuse(place, str(malformed))
+                continue
             problems.append(f"{place}: {malformed}")
             if len(problems) == SHOWN:
                 problems.append(f"stopped reading after {SHOWN} malformed rows; is the format of the source right?")
@@ -139,7 +153,7 @@ def _opened(path: Path) -> IO[bytes]:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
-def _iter_dataset(source: PromptSource, place: Path | None) -> Iterator[Prompt]:
+def _iter_dataset(source: PromptSource, place: Path | None, refuse: Refuse | None) -> Iterator[Prompt]:
     is_saved = place is not None and any((place / mark).exists() for mark in _SAVED)
     data = _saved(source, place) if is_saved else _loaded(source, place)
     name = f"{place or source.dataset}[{source.split}]"
@@ -150,7 +164,7 @@ def _iter_dataset(source: PromptSource, place: Path | None) -> Iterator[Prompt]:
         raise UserError(f"{name}: found the columns {found}, expected {' or '.join(needed)}; rename the column")
     read = _from_hh_columns if hh else from_columns
     rows = ((f"{name}: row {number}", row) for number, row in enumerate(data, 1))
-    yield from _convert(islice(rows, source.limit), partial(read, domain=source.domain))
+    yield from _convert(islice(rows, source.limit), partial(read, domain=source.domain), refuse)
 
 
 def _from_hh_columns(row: dict[str, Any], domain: str | None) -> Prompt:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from cai import canon
+from cai.errors import StoreError
 
 Role = Literal["system", "user", "assistant"]
 Arm = Literal["a", "b"]
@@ -453,6 +454,18 @@ class PreferencePair(BaseModel):
 _WRITTEN = (Prompt, Response, Critique, Revision, Comparison, Question)
 _DECIDED = (Judgment, Override, Draw, ReviewItem, Vote, Withdrawal, Reveal, Seal)
 RECORD_TYPES: dict[str, type[Record]] = {t.tag: t for t in (*_WRITTEN, *_DECIDED)}
+
+
+def kept(id_: str, tag: str, body: str) -> Any:
+    """Return the record that is filed under `id_`. Raises StoreError where its content is not what was filed."""
+    type_ = RECORD_TYPES.get(tag)
+    found = None if type_ is None or type_.outside_id else canon.id_of_json(tag, body.encode())
+    record = parse(tag, body) if found in (id_, None) and type_ else None
+    if record is None or found is None and record.id != id_:
+        raise StoreError(
+            f"{tag} {id_} is not what was kept: the store is damaged; see `cai audit verify`, `cai recover`"
+        )
+    return record
 
 
 def parse(tag: str, body: str | bytes) -> Any:

@@ -19,12 +19,12 @@ from cai.config import RunConfig
 from cai.constitution import Constitution
 from cai.engine.model import Reply
 from cai.errors import UserError
-from cai.records import Comparison, Decision, Prompt, Question, Response, Revision, parse
+from cai.records import Comparison, Decision, Prompt, Question, Response, Revision, kept, parse
 from cai.stages.admit import Accounting, Admission, Arms, Gate
 from cai.stages.judge import Bench, Seat
 from cai.stages.settle import Asked, Settled, settle
 from cai.store import ledger, schema
-from cai.store.store import find_replies
+from cai.store.store import READ, find_replies
 from cai.templates import Fence, Templates
 
 
@@ -102,21 +102,21 @@ class RunView:
         """Yield (position, prompt) in order."""
         where, args = ("WHERE side = ?", (side,)) if side else ("", ())
         rows = self.connection.execute(
-            f"SELECT position, body FROM prompts JOIN records ON records.id = prompts.prompt_id {where} "
+            f"SELECT position, id, body FROM prompts JOIN records ON records.id = prompts.prompt_id {where} "
             "ORDER BY position",
             args,
         )
-        for position, body in rows:
-            yield position, parse("prompt", body)
+        for position, id_, body in rows:
+            yield position, kept(id_, "prompt", body)
 
     def records(self, phase: str, prompt_id: str) -> dict[str, list[Any]]:
         """Return a prompt's records of one phase by kind, in the order they were written."""
         rows = self.connection.execute(
-            "SELECT tag, body FROM records WHERE phase = ? AND prompt_id = ? ORDER BY rowid", (phase, prompt_id)
+            "SELECT id, tag, body FROM records WHERE phase = ? AND prompt_id = ? ORDER BY rowid", (phase, prompt_id)
         )
         found: dict[str, list[Any]] = {}
-        for tag, body in rows:
-            found.setdefault(tag, []).append(parse(tag, body))
+        for id_, tag, body in rows:
+            found.setdefault(tag, []).append(kept(id_, tag, body))
         return found
 
     def record(self, id_: str) -> Any | None:
@@ -129,13 +129,13 @@ class RunView:
 
     def call(self, key: str) -> tuple[dict[str, Any], Reply] | None:
         """Return (request with its texts in place, reply) of a call, or None."""
-        kept = find_replies(self.connection, [key]).get(key)
-        if kept is None:
+        found = find_replies(self.connection, [key]).get(key)
+        if found is None:
             return None
         row = self.connection.execute("SELECT request FROM calls WHERE key = ?", (key,)).fetchone()
         request = canon.loads(row[0])
         request["messages"] = [{"role": role, "content": self._text(id_)} for role, id_ in request["messages"]]
-        return request, kept.reply()
+        return request, found.reply()
 
     def _text(self, id_: str) -> str:
         row = self.connection.execute("SELECT text FROM texts WHERE id = ?", (id_,)).fetchone()
@@ -207,7 +207,7 @@ def progress(run: RunView) -> dict[str, Any]:
     for phase, done, failed in query(
         "SELECT phase, sum(state = 'done'), sum(state = 'failed') FROM walks GROUP BY phase"
     ):
-        side = "held_out" if phase.startswith("evaluate") else "train"
+        side = "refused" if phase == READ else "held_out" if phase.startswith("evaluate") else "train"
         walks.append({"phase": phase, "done": done, "failed": failed, "due": prompts.get(side, 0)})
     failures = query("SELECT phase, prompt_id, detail FROM walks WHERE state = 'failed' LIMIT 20").fetchall()
     return {

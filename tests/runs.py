@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from cai.cli import main
+
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY")
 
 CONSTITUTION = """\
 schema: 1
@@ -76,12 +84,32 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "cai", *map(str, arguments)]
 
 
-def cai(*arguments: str | Path, check: int | None = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `cai` to its end. An exit code other than `check` fails the test with what was said."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("HTTP_PROXY", "HTTPS_PROXY")}
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, env=environment, cwd=cwd)
+def cai(
+    *arguments: str | Path, check: int | None = 0, cwd: Path | None = None, apart: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run `cai` to its end. An exit code other than `check` fails the test with what was said.
+
+    With `cwd` or `apart` it runs in a process of its own, otherwise in this one, which saves its imports.
+    """
+    if cwd is None and not apart:
+        done = _here(*map(str, arguments))
+    else:
+        environment = {k: v for k, v in os.environ.items() if k not in _PROXIES}
+        done = subprocess.run(command(*arguments), capture_output=True, text=True, env=environment, cwd=cwd)
     assert check is None or done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def _here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name in _PROXIES:
+            patch.delenv(name, raising=False)
+        try:
+            code = main(arguments)
+        except SystemExit as ended:  # argparse
+            code = ended.code
+    return subprocess.CompletedProcess(["cai", *arguments], code, out.getvalue(), err.getvalue())
 
 
 def run_json(path: Path, *overrides: str, check: int | None = 0) -> dict[str, Any]:

@@ -176,10 +176,11 @@ def test_a_flipped_byte_of_the_file_is_found_or_changes_nothing(sound: Path, tmp
         return list(connection.iterdump())
 
     dice, before, n_found = random.Random(5), content(sound / "store.sqlite"), 0
+    exported = runs.exports(sound)
     folder = tmp_path / "run"
     shutil.copytree(sound, folder, ignore=shutil.ignore_patterns("logs", "report.html"))
     whole = (sound / "store.sqlite").read_bytes()
-    for _ in range(60):
+    for _ in range(100):
         place = dice.randrange(100, len(whole))
         for side in ("-wal", "-shm"):
             (folder / f"store.sqlite{side}").unlink(missing_ok=True)
@@ -190,6 +191,8 @@ def test_a_flipped_byte_of_the_file_is_found_or_changes_nothing(sound: Path, tmp
             is_sound = False
         n_found += not is_sound
         assert not is_sound or content(folder / "store.sqlite") == before, f"byte {place} was changed unseen"
+        if runs.cai("pairs", folder, check=None).returncode == 0:
+            assert runs.exports(folder) == exported, f"byte {place} changed the pairs unseen"
     assert n_found > 20
 
 

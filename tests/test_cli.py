@@ -18,7 +18,7 @@ from tests import runs
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {"init", "plan", "run", "status", "watch", "pairs", "data", "train", "reward", "report", "eval", "card"}
-COMMANDS |= {"constitution", "model", "serve", "doctor", "judge", "audit", "review", "view"}
+COMMANDS |= {"retry", "recover", "constitution", "model", "serve", "doctor", "judge", "audit", "review", "view"}
 
 
 def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:

@@ -6,6 +6,7 @@ The scripted server answers for every policy, so that what is tested is the road
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,43 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict:
     tree["train"] = {"sft": TRAINER, "dpo": TRAINER, "device": "cpu"}
     tree["evaluate"] = {"samples": 2}
     path = runs.write_config(folder, tree)
-    return runs.run_json(path) | {"config": str(path)}
+    with pytest.MonkeyPatch.context() as patch:
+        connections = watch_connections(folder, patch)
+        done = runs.cai("run", path, "--json", "--quiet", apart=True)
+    return json.loads(done.stdout) | {"config": str(path), "connections": str(connections)}
+
+
+WATCH = """
+import os, sys
+
+def hear(event, arguments, log={log!r}):
+    if event == "socket.connect":
+        told = arguments[1][0] if isinstance(arguments[1], tuple) else "file"
+    elif event == "socket.getaddrinfo":
+        told = arguments[0]
+    else:
+        return
+    handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(handle, (str(told) + "\\n").encode())
+    os.close(handle)
+
+sys.addaudithook(hear)
+"""
+
+
+def watch_connections(folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Make every Python process that is started write down whom it connects to; return the file."""
+    log, place = folder / "connections", folder / "site"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text(WATCH.format(log=str(log)))
+    patch.setenv("PYTHONPATH", os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")]))
+    return log
+
+
+def test_nothing_but_this_machine_is_spoken_to(said: dict) -> None:
+    """Run, servers, both trainings, evaluation and report: every connection and every name looked up."""
+    spoken_to = set(Path(said["connections"]).read_text().split())
+    assert spoken_to and spoken_to <= {"127.0.0.1", "localhost", "::1", "file", "None"}
 
 
 def test_both_phases_leave_checkpoints_that_name_their_rows(said: dict) -> None:

@@ -181,7 +181,7 @@ def test_the_accounting_adds_up(any_run: Path) -> None:
             assert sum(counts[state] for state in STATES) == counts["comparisons"]
             assert sum(counts["filtered_by"].values()) == counts["filtered"]
     prompts = data["prompts"]
-    parts = ("duplicates_folded", "leaks_dropped", "beyond_limits", "train", "held_out")
+    parts = ("refused", "duplicates_folded", "leaks_dropped", "beyond_limits", "train", "held_out")
     assert sum(prompts[part] for part in parts) == prompts["read"]
 
 

@@ -413,5 +413,5 @@ def test_bad_input_is_one_message_and_exit_2(tmp_path: Path) -> None:
         ["view", tmp_path, "--tls-cert", "x", "--tls-key", "y", "--port", "0"],
         ["view", tmp_path, "--as", " ", "--port", "0"],
     ):
-        done = cai(*arguments, check=2)
+        done = cai(*arguments, check=2, apart=True)
         assert done.stderr.startswith("cai: ") and "Traceback" not in done.stderr

@@ -16,7 +16,7 @@ from cai.trail import RunView
 from cai.workshop.evidence import Preferred, disagreements, drawn, preferences
 from cai.workshop.suggest import as_yaml, clusters, proposal_in, suggest
 from tests import runs
-from tests.workshop_judge import FunctionJudge, answers_of, at_desk
+from tests.workshop_judge import FunctionJudge, answers_of, heard
 
 SHORT = "The better answer is shorter and comes to the point."
 ALSO_SHORT = "The better answer comes to the point in a shorter way."
@@ -49,10 +49,10 @@ def say(head: str) -> str:
 
 
 def suggested(tmp_path: Path, n: int):
-    async def work(desk):
-        return await suggest(pairs(n), desk)
+    async def work(held):
+        return await suggest(pairs(n), held)
 
-    return at_desk(FunctionJudge(believe, say), tmp_path, work)
+    return heard(FunctionJudge(believe, say), tmp_path, work)
 
 
 def test_the_rule_behind_the_preferences_comes_first_with_its_evidence(tmp_path: Path) -> None:
@@ -79,10 +79,10 @@ def test_few_pairs_are_tested_on_themselves_and_the_file_says_so(tmp_path: Path)
 
 
 def test_what_explains_nothing_is_not_written(tmp_path: Path) -> None:
-    async def work(desk):
-        return await suggest(pairs(20), desk)
+    async def work(held):
+        return await suggest(pairs(20), held)
 
-    found = at_desk(FunctionJudge(believe, lambda head: CATS), tmp_path, work)
+    found = heard(FunctionJudge(believe, lambda head: CATS), tmp_path, work)
     assert as_yaml(found, "people", most=5) == ""
 
 
@@ -127,10 +127,10 @@ def test_a_sentence_that_the_limit_cut_is_no_proposal() -> None:
 
 
 def test_a_model_that_babbles_proposes_nothing_and_is_counted(tmp_path: Path) -> None:
-    async def work(desk):
-        return await suggest(pairs(20), desk)
+    async def work(held):
+        return await suggest(pairs(20), held)
 
-    found = at_desk(FunctionJudge(believe, lambda head: "The better answer. " * 9), tmp_path, work)
+    found = heard(FunctionJudge(believe, lambda head: "The better answer. " * 9), tmp_path, work)
     assert (found.n_replies, found.n_proposals, found.candidates) == (20, 0, ())
     assert as_yaml(found, "people", most=5) == ""
 

@@ -9,7 +9,7 @@ from cai import constitution
 from cai.engine.model import Reply
 from cai.workshop import testing
 from tests.runs import cai
-from tests.workshop_judge import FunctionJudge, answers_of, at_desk
+from tests.workshop_judge import FunctionJudge, answers_of, heard
 
 TEXT = """\
 schema: 1
@@ -50,10 +50,10 @@ def kinder(head: str, tail: str) -> float:
 def report_of(tmp_path: Path, believe=kinder, *overrides: str, text: str = TEXT) -> testing.Report:
     read = constitution.read(text, source_name="c.yaml")
 
-    async def work(desk):
-        return await testing.run(read, read.principles, desk)
+    async def work(held):
+        return await testing.run(read, read.principles, held)
 
-    return at_desk(FunctionJudge(believe), tmp_path, work, *overrides)
+    return heard(FunctionJudge(believe), tmp_path, work, *overrides)
 
 
 def test_a_good_judge_passes_every_example_it_is_asked(tmp_path: Path) -> None:
@@ -101,12 +101,12 @@ def test_every_principle_is_told_even_without_examples(tmp_path: Path) -> None:
 def test_asking_again_asks_no_model(tmp_path: Path) -> None:
     read, judge = constitution.read(TEXT, source_name="c.yaml"), FunctionJudge(kinder)
 
-    async def work(desk):
-        return await testing.run(read, read.principles, desk)
+    async def work(held):
+        return await testing.run(read, read.principles, held)
 
-    first = at_desk(judge, tmp_path, work)
+    first = heard(judge, tmp_path, work)
     n = judge.n_scored, judge.n_written
-    assert at_desk(judge, tmp_path, work) == first
+    assert heard(judge, tmp_path, work) == first
     assert (judge.n_scored, judge.n_written) == n == (10, 2)
 
 

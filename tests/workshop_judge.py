@@ -1,4 +1,4 @@
-"""A judge that is a function, and a desk to ask it at, for the tests of the workshop."""
+"""A judge that is a function, and a hearing to ask it in, for the tests of the workshop."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 from cai import shipped
 from cai.config import RunConfig
 from cai.engine.model import Generate, Likelihood, Reply, ScoreGroup
+from cai.pipeline.hearing import Hearing
 from cai.pipeline.meter import Meter
 from cai.store.calls import Recorded
 from cai.store.store import Store
 from cai.templates import Fence, Templates, Turn
-from cai.workshop.desk import Desk, config_for
+from cai.workshop.judge import config_for
 
 Believe = Callable[[str, str], float | Reply]
 """From what all questions share and what this one adds to the probability of the first option, or to a reply."""
@@ -52,12 +53,12 @@ def _reply(believed: float | Reply) -> Reply:
     return Reply(logprobs={"A": math.log(believed), "B": math.log(1 - believed)}, outside=0.0)
 
 
-def at_desk(judge: FunctionJudge, folder: Path, work: Callable[[Desk], Awaitable[Any]], *overrides: str) -> Any:
-    """Return what `work` does at a desk with this judge."""
+def heard(judge: FunctionJudge, folder: Path, work: Callable[[Hearing], Awaitable[Any]], *overrides: str) -> Any:
+    """Return what `work` does in a hearing of this judge."""
     config: RunConfig = config_for("constitution.yaml", None, overrides)[0]
     store = Store(folder / "store.sqlite")
     meter = Meter()
-    desk = Desk(
+    held = Hearing(
         judge=Recorded(judge, store, meter.tally),
         config=config,
         templates=Templates(shipped.root() / "prompts"),
@@ -67,7 +68,7 @@ def at_desk(judge: FunctionJudge, folder: Path, work: Callable[[Desk], Awaitable
         meter=meter,
     )
     try:
-        return asyncio.run(work(desk))  # type: ignore[arg-type]
+        return asyncio.run(work(held))  # type: ignore[arg-type]
     finally:
         store.close()
 

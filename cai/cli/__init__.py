@@ -7,7 +7,9 @@ Nothing heavy is imported until a command needs it, so that help answers at once
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import sqlite3
 import sys
 from collections.abc import Sequence
 
@@ -16,13 +18,28 @@ from cai.errors import CaiError
 
 _GROUPS = {
     "start": ("init", "doctor", "model"),
-    "run": ("plan", "run", "status", "watch", "pairs", "data", "train", "reward", "eval", "report", "card", "serve"),
+    "run": (
+        "plan",
+        "run",
+        "retry",
+        "status",
+        "watch",
+        "pairs",
+        "data",
+        "train",
+        "reward",
+        "eval",
+        "report",
+        "card",
+        "serve",
+    ),
     "edit": ("constitution",),
     "judge": ("judge",),
-    "check": ("audit", "review"),
+    "check": ("audit", "review", "recover"),
     "look": ("view",),
 }
 _EXIT_INTERRUPTED = 130
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"cai: {clean(str(error))}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        where = error.filename or "a file"
+        print(f"cai: {where}: {error.strerror}; free space, then give the same command again", file=sys.stderr)
+        return 1
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise
+        print(f"cai: a store is damaged ({error}); save what can be read with: cai recover RUN", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("cai: interrupted", file=sys.stderr)
         return _EXIT_INTERRUPTED

@@ -101,7 +101,7 @@ def _contest(arguments: argparse.Namespace, runs: list[str], overrides: list[str
     import sys
 
     from cai.cli import evaltables
-    from cai.cli.run import _interruptible
+    from cai.cli.run import interruptible
     from cai.cli.terminal import Progress, say, say_json
     from cai.evaluate import standings
     from cai.pipeline.contest import Contest, read_scores
@@ -114,7 +114,7 @@ def _contest(arguments: argparse.Namespace, runs: list[str], overrides: list[str
     contest = Contest(_entry(arguments, runs, overrides), meter)
     with Progress(meter, quiet=arguments.quiet):
         try:
-            folder = asyncio.run(_interruptible(contest.run()))
+            folder = asyncio.run(interruptible(contest.run()))
         except asyncio.CancelledError:
             print("cai: interrupted; the same command goes on where this one stopped", file=sys.stderr)
             return 130

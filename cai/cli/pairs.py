@@ -31,9 +31,11 @@ def handle(arguments: argparse.Namespace) -> int:
     from cai.cli.terminal import say, say_json, table
     from cai.errors import UserError
     from cai.pairs import export, provenance_path, stale_checkpoints
+    from cai.store import schema
     from cai.trail import RunView
 
     run = RunView(arguments.run)
+    schema.check(run.folder / "store.sqlite")
     unknown = set(arguments.phase or []) - set(run.phases)
     if unknown:
         raise UserError(f"{arguments.run}: no phase {sorted(unknown)}; this run has {run.phases}")

@@ -48,13 +48,13 @@ def handle(arguments: argparse.Namespace) -> int:
     conductor = Conductor(config, near=near, meter=meter, accept_changes=arguments.accept_changes)
     with Progress(meter, quiet=arguments.quiet):
         try:
-            result = asyncio.run(_interruptible(conductor.run()))
+            result = asyncio.run(interruptible(conductor.run()))
         except asyncio.CancelledError:
             print(f"cai: interrupted; to go on: {_command(arguments)}", file=sys.stderr)
             return 130
         with meter.stage("report", 1):
             report = kept_report(config.run.dir) or write_report(config.run.dir)
-    _show(arguments, result, meter, str(report))
+    show(result, meter, str(report), as_json=arguments.json)
     return int(result.exit_code)
 
 
@@ -78,32 +78,43 @@ def _verify(arguments: argparse.Namespace, config: Any, near: Any, meter: Any) -
     return 1 if found["n_faults"] else 0
 
 
-async def _interruptible(work: Any) -> Any:
-    """Run `work`; the first Ctrl+C (or SIGTERM) cancels it so that it flushes and stops, the second leaves at once."""
+async def interruptible(work: Any) -> Any:
+    """Run `work`; the first Ctrl+C (or SIGTERM) cancels it so that it flushes and stops, the second leaves at once.
+
+    The handlers are the interpreter's, not the loop's: a second Ctrl+C is heard while the loop is held up.
+    """
     import asyncio
 
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
+    pressed = False
 
-    def on_signal() -> None:
-        if task.cancelling():
+    def on_signal(*_: Any) -> None:
+        nonlocal pressed
+        if pressed:
             os._exit(130)
-        print("\ncai: stopping; press Ctrl+C again to leave at once", file=sys.stderr)
-        task.cancel()
+        pressed = True
+        os.write(2, b"\ncai: stopping; press Ctrl+C again to leave at once\n")
+        loop.call_soon_threadsafe(task.cancel)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
-    return await task
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return await task
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _command(arguments: argparse.Namespace) -> str:
-    return shlex.join(["cai", "run", arguments.config, *arguments.overrides])
+    accept = ["--accept-changes"] if arguments.accept_changes else []
+    return shlex.join(["cai", "run", arguments.config, *arguments.overrides, *accept])
 
 
-def _show(arguments: argparse.Namespace, result: Any, meter: Any, report: str) -> None:
+def show(result: Any, meter: Any, report: str, *, as_json: bool) -> None:
+    """Show what a run came to: its counts, its notes, its headline and where it lies."""
     from cai.cli.terminal import say, say_json, table
 
-    if arguments.json:
+    if as_json:
         say_json(result.as_dict() | {"report": report, "notes": meter.notes})
         return
     counts = result.accounting

@@ -103,6 +103,7 @@ class Endpoint:
         self.n_answered = 0
         self._settings = settings
         self._headers = {"Content-Type": "application/json"}
+        self._secret = api_key.encode() if api_key else b""
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._revive = revive
@@ -142,7 +143,10 @@ class Endpoint:
         """Return the JSON of one GET, or None where it does not answer 200 with JSON."""
         try:
             async with self._open_session.get(self.url + path, allow_redirects=False) as response:
-                return orjson.loads(await response.read()) if response.status == 200 else None
+                content = await response.read()
+                if self._secret:
+                    content = content.replace(self._secret, b"[key]")
+                return orjson.loads(content) if response.status == 200 else None
         except (aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError):
             return None
 
@@ -187,7 +191,10 @@ class Endpoint:
 
     async def _exchange(self, path: str, body: bytes) -> tuple[int, Any, bytes]:
         async with self._open_session.post(self.url + path, data=body, allow_redirects=False) as response:
-            return response.status, response.headers, await response.read()
+            content = await response.read()
+            if self._secret and self._secret in content:  # some servers quote what they were sent
+                content = content.replace(self._secret, b"[key]")
+            return response.status, response.headers, content
 
     async def _check_alive(self, generation: int) -> None:
         """Revive a server of ours that broke a connection because it died."""
@@ -233,7 +240,9 @@ class Endpoint:
     async def _tokens_made(self) -> float:
         try:
             timeout = aiohttp.ClientTimeout(total=5)
-            async with self._open_session.get(self.url + "/metrics", timeout=timeout) as response:
+            async with self._open_session.get(
+                self.url + "/metrics", timeout=timeout, allow_redirects=False
+            ) as response:
                 return sum(float(n) for n in _PROGRESS.findall(await response.read()))
         except (aiohttp.ClientError, TimeoutError):
             return 0.0
@@ -292,10 +301,10 @@ def _message(content: bytes) -> str:
 
 def _checked(url: str, api_key: str | None) -> str:
     parts = urlsplit(url)
+    if "@" in parts.netloc or "@" in url.partition("?")[0]:
+        raise UserError("base_url holds credentials; name an environment variable in models.….api_key_env instead")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"base_url '{url}': expected http://host:port or https://host; check models.….base_url")
-    if parts.username or parts.password:
-        raise UserError("base_url holds credentials; name an environment variable in models.….api_key_env instead")
     loopback = parts.hostname in ("localhost", "::1") or parts.hostname.startswith("127.")
     if api_key and parts.scheme == "http" and not loopback:
         raise UserError(f"base_url '{url}': an API key would travel unencrypted; use https")

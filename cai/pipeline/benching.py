@@ -38,7 +38,7 @@ async def bench(
     pairs = labelled.read(data, limit=limit)
     principles = _principles(config, near, by)
     folder = beside(config, FOLDER)
-    async with hearing(config, near, meter, folder) as held:
+    async with hearing(config, folder, near=near, meter=meter, siblings=config.run.reuse) as held:
         rows, seconds, identity = await _ask_all(held, pairs, principles)
     told = {
         "time": now(),
@@ -64,7 +64,7 @@ async def _ask_all(
     held: Hearing, pairs: list[labelled.Labelled], principles: tuple[Principle, ...]
 ) -> tuple[list[Row], float, str]:
     """Return the rows, the seconds they took once the judge had answered its first question, and who it is."""
-    bench, judge = held.sit(*principles)
+    bench, judge = held.bench(principles, draws=True), held.judge
     # The first pair starts the server; what comes before its answer is not the judge's time.
     first = await ask(pairs[0], bench, judge)
     began = time.monotonic()

@@ -9,7 +9,7 @@ from typing import Any
 from cai.assay import probes
 from cai.assay.check import Judges, check, compared
 from cai.config import RunConfig
-from cai.manifest import now
+from cai.manifest import append_line, now
 from cai.pipeline.hearing import Hearing, beside, hearing
 from cai.pipeline.meter import Meter
 
@@ -21,20 +21,19 @@ _RESULTS = "checks.jsonl"
 async def check_judge(config: RunConfig, near: Path | None, meter: Meter) -> dict[str, Any]:
     """Return the check of a config's judge, compared with the last one made beside its run, and append it to these."""
     folder = beside(config, FOLDER)
-    async with hearing(config, near, meter, folder) as held:
+    async with hearing(config, folder, near=near, meter=meter, siblings=config.run.reuse) as held:
         told = await _check(held)
     told = compared({"time": now()} | told, last(folder))
-    with open(folder / _RESULTS, "a", encoding="utf-8") as file:
-        file.write(json.dumps(told, ensure_ascii=True) + "\n")
+    append_line(folder / _RESULTS, json.dumps(told, ensure_ascii=True))
     return told | {"results": str(folder / _RESULTS)}
 
 
 async def _check(held: Hearing) -> dict[str, Any]:
-    bench, model = held.sit()
-    again = held.sit(seed=held.config.run.seed + 1, afresh=True)
+    again = held.afresh()
+    bench_again = again.bench((), draws=True, seed=held.config.run.seed + 1)
     with held.meter.stage("check the judge", 0) as stage:
         in_flight = held.config.engine.prompts_in_flight
-        sitting = Judges(bench, model, *again)
+        sitting = Judges(held.bench((), draws=True), held.judge, bench_again, again.judge)
         return await check(sitting, probes.shipped_folder(), in_flight=in_flight, start=stage.expect)
 
 

@@ -17,11 +17,11 @@ from typing import Any
 
 from cai import canon, constitution, fewshot, pairs, shipped
 from cai.config import SAMPLING, Phase, RunConfig
-from cai.errors import RejectedError, Stopped
+from cai.errors import RejectedError, Stopped, StoreError
 from cai.executors.local import for_each, together
 from cai.manifest import Clock, Manifest, RunLock, id_of, keep_text, now, settle_config
-from cai.pipeline import evaluation, judges, licence, rewarding, training
-from cai.pipeline.ingest import ingest, sources_id
+from cai.pipeline import evaluation, judges, licence, rewarding, space, training
+from cai.pipeline.ingest import LEAST_FAILURES, ingest, sources_id
 from cai.pipeline.meter import Meter, Stage
 from cai.pipeline.serving import Fleet, Lazy, identity_of
 from cai.records import Prompt
@@ -29,7 +29,7 @@ from cai.review import gate
 from cai.stages.admit import total
 from cai.stages.judge import Bench
 from cai.stages.walk import Walk, Walked
-from cai.store import ledger, seal
+from cai.store import ledger, schema, seal
 from cai.store.calls import Recorded, Siblings
 from cai.store.store import Store
 from cai.templates import Fence, Templates
@@ -47,6 +47,7 @@ class Result:
     by_kind: dict[str, dict[str, int]] = field(default_factory=dict)
     """The same calls by kind (`generate`, `score`, `likelihood`)."""
     failed_prompts: int = 0
+    """Prompts that could not be walked, and rows of prompt files that could not be asked at all."""
     stale: list[str] = field(default_factory=list)
     """Checkpoints trained on rows that a later decision has changed."""
     timings: list[dict[str, Any]] = field(default_factory=list)
@@ -153,22 +154,35 @@ class Conductor:
     # -- the work ----------------------------------------------------------------------------------------------------
 
     async def _work(self) -> Result:
-        self.store = Store(self.folder / "store.sqlite")
+        path = self.folder / "store.sqlite"
+        if path.exists():
+            schema.check(path)
+        self.store = Store(path)
         seal.open_again(self.store.connection)
         self.siblings = Siblings(self.folder) if self.config.run.reuse else None
         self.fleet = Fleet(self.config, self.folder, self.meter)
         try:
             if not self._from_folder:
                 ingest(self.config, self.near, self.store, self.manifest)
+            self._look_for_room()
             result = await self._phases()
             self._mark_done(result)
             return result
         finally:
             await self.fleet.release_all()
-            self._end_session()
+            with suppress(StoreError):  # a full disk must not hide what it has stopped
+                self._end_session()
             if self.siblings:
                 self.siblings.close()
             self.store.close()
+
+    def _look_for_room(self) -> None:
+        """Tell at once where the disk will not do, and let the store tell how much is missing should it fill up."""
+        counts = self.manifest["prompts"]
+        whole = space.needed(self.config, counts["train"], counts["held_out"], len(self.constitution.principles))
+        self.store.expects = max(0, whole - self.store.path.stat().st_size)
+        for warning in space.warnings(self.folder, self.store.expects):
+            self.meter.note(warning)
 
     async def _phases(self) -> Result:
         judge = self._recorded(self.fleet.model(self.config.models.judge or self.config.models.policy, "judge"))
@@ -264,7 +278,7 @@ class Conductor:
         await self.store.committed()
 
     def _check_failures(self, stage: Stage, last: str) -> None:
-        most = max(20, self.config.run.max_failure_rate * stage.total)
+        most = max(LEAST_FAILURES, self.config.run.max_failure_rate * stage.total)
         if stage.failed > most:
             raise Stopped(
                 f"{stage.failed} of {stage.total} prompts failed in '{stage.name}', more than run.max_failure_rate "
@@ -306,6 +320,7 @@ class Conductor:
             for name, accounting in parts.items():
                 self.manifest["phases"][name] |= {"accounting": accounting.as_dict()}
         whole = total(list(parts.values()))
+        n_failed += self.manifest["prompts"].get("refused", 0)
         failed = n_failed + whole.states["failed"]
         return Result(
             run=str(self.folder),

@@ -18,16 +18,19 @@ from cai.config import RunConfig
 from cai.errors import UserError
 from cai.manifest import Manifest
 from cai.records import Prompt
-from cai.store.store import Store
+from cai.store.store import READ, Store
 
 Side = Literal["train", "held_out"]
 SIDES: tuple[Side, ...] = ("train", "held_out")
 _MARK = "prompts_id"
 _CHUNK = 1000
+LEAST_FAILURES = 20
+"""As many prompts may fail before their share is looked at."""
 _DDL = """
 CREATE TABLE prompts (
     position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, side TEXT NOT NULL, lot REAL NOT NULL, body BLOB NOT NULL
 );
+CREATE TABLE refused (place TEXT NOT NULL, reason TEXT NOT NULL);
 """
 
 
@@ -35,12 +38,13 @@ class Divided:
     """The prompts of a run: read once, duplicates folded, split by hash, near duplicates of held-out ones dropped."""
 
     def __init__(self, config: RunConfig, near: Path | None) -> None:
-        """Raises UserError where a source cannot be read or nothing is left to train on."""
+        """Raises UserError where a source cannot be read, too much of it is poison, or nothing is left to train on."""
         self._seed, section = config.run.seed, config.prompts
         self._kept = sqlite3.connect("", isolation_level=None)  # a temporary file, gone when it is closed
         self._kept.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _DDL)
         self.n_read = 0
-        read = (prompt for source in section.sources for prompt in promptset.iter_source(source, near=near))
+        sources = (promptset.iter_source(source, near=near, refuse=self._refuse) for source in section.sources)
+        read = (prompt for source in sources for prompt in source)
         while some := list(islice(read, _CHUNK)):
             self.n_read += len(some)
             self._kept.executemany(
@@ -48,6 +52,8 @@ class Divided:
                 [self._row(prompt, section.held_out) for prompt in some],
             )
         n_kept = self._count()
+        self.n_refused = int(self._kept.execute("SELECT count(*) FROM refused").fetchone()[0])
+        self._check_refused(config.run.max_failure_rate)
         if not n_kept:
             raise UserError("prompts.sources: no prompt found in any source, expected at least one; check the paths")
         self.n_duplicates = self.n_read - n_kept
@@ -77,12 +83,29 @@ class Divided:
     def counts(self) -> dict[str, int]:
         """How many were read, folded, dropped and kept."""
         return {
-            "read": self.n_read,
+            "read": self.n_read + self.n_refused,
+            "refused": self.n_refused,
             "duplicates_folded": self.n_duplicates,
             "leaks_dropped": self.n_leaks,
             "train": self.count("train"),
             "held_out": self.count("held_out"),
         }
+
+    def refused(self) -> Iterator[tuple[str, str]]:
+        """Yield (place, reason) of every row that holds what no model can be asked."""
+        yield from self._kept.execute("SELECT place, reason FROM refused ORDER BY rowid")
+
+    def _refuse(self, place: str, reason: str) -> None:
+        self._kept.execute("INSERT INTO refused VALUES (?, ?)", (place, reason))
+
+    def _check_refused(self, rate: float) -> None:
+        n_rows = self.n_read + self.n_refused
+        if self.n_refused > max(LEAST_FAILURES, rate * n_rows):
+            place, reason = next(self.refused())
+            raise UserError(
+                f"prompts: {self.n_refused} of {n_rows} rows cannot be asked, more than run.max_failure_rate allows; "
+                f"the first one is {place}: {reason}"
+            )
 
     def _row(self, prompt: Prompt, held_out: float) -> tuple[str, str, float, bytes]:
         side = "held_out" if promptset.is_held_out(prompt, held_out, salt=str(self._seed)) else "train"
@@ -124,6 +147,8 @@ def _keep(store: Store, divided: Divided, mark: str) -> None:
             position += 1
             if position % _CHUNK == 0:
                 store.flush()  # what waits to be written lies in memory
+    for place, reason in divided.refused():
+        store.put_walk(READ, place, mark, "failed", reason)
     store.put_meta(_MARK, mark)
     store.flush()
 

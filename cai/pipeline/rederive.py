@@ -16,7 +16,7 @@ from typing import Any
 
 from cai import canon, pairs
 from cai.engine.model import key_of
-from cai.errors import CaiError, UserError
+from cai.errors import CaiError, StoreError, UserError
 from cai.pipeline import training
 from cai.pipeline.conduct import Conductor, PhaseTurn
 from cai.pipeline.ingest import SIDES, Divided
@@ -97,7 +97,7 @@ class Rederiving(Conductor):
             self._prompts(connection)
             try:
                 await self._phases()
-            except NotKept as error:
+            except (NotKept, StoreError) as error:
                 self.faults.add(str(error))
             self._exports()
             return {"checked": dict(self.faults.checked), "n_faults": self.faults.count, "faults": self.faults.found}
@@ -130,7 +130,7 @@ class Rederiving(Conductor):
             return
         try:
             walked: Walked = await walk(prompt)
-        except NotKept as error:
+        except (NotKept, StoreError) as error:
             self.faults.add(f"walks: {name} of {prompt.id}: {error}")
             return
         for record in walked.written:
@@ -186,7 +186,11 @@ class Rederiving(Conductor):
     def _exports(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             again = Path(folder) / "pairs.jsonl"
-            pairs.export(RunView(self.folder), again)
+            try:
+                pairs.export(RunView(self.folder), again)
+            except StoreError as error:
+                self.faults.add(str(error))
+                return
             for made in (again, pairs.provenance_path(again)):
                 self.faults.checked["exported rows"] += sum(1 for _ in _lines(made))
                 if not _equal(made, self.folder / made.name):

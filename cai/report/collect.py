@@ -100,7 +100,10 @@ def _prompts(run: RunView) -> dict[str, int] | None:
     counts = run.manifest.get("prompts")
     if not counts:
         return None
-    used = counts["duplicates_folded"] + counts["leaks_dropped"] + counts["train"] + counts["held_out"]
+    counts = {"refused": 0} | counts
+    used = (
+        counts["refused"] + counts["duplicates_folded"] + counts["leaks_dropped"] + counts["train"] + counts["held_out"]
+    )
     return counts | {"beyond_limits": counts["read"] - used}
 
 

@@ -67,7 +67,10 @@ class Siblings:
             if not missing:
                 break
             try:
-                found |= find_replies(store, missing)
+                lent = find_replies(store, missing)
+                found |= {
+                    k: kept for k, kept in lent.items() if canon.id_of_bytes(kept.content.encode()) == kept.reply_id
+                }
             except sqlite3.DatabaseError:
                 continue
         return found

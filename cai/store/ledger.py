@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from cai import canon
+from cai import canon, records
 from cai.records import Decision, Event, parse
 from cai.store import bulk
 
@@ -103,10 +103,11 @@ def append_now(connection: sqlite3.Connection, decisions: Iterable[Event]) -> He
 def of_comparison(connection: sqlite3.Connection, comparison_id: str) -> list[Decision]:
     """Return the decisions that make a comparison's label, in the order they were made."""
     rows = connection.execute(
-        "SELECT tag, body FROM ledger WHERE subject = ? AND tag IN ('judgment', 'override', 'withdrawal') ORDER BY seq",
+        "SELECT id, tag, body FROM ledger WHERE subject = ? AND tag IN ('judgment', 'override', 'withdrawal') "
+        "ORDER BY seq",
         (comparison_id,),
     )
-    return [parse(tag, body) for tag, body in rows]
+    return [records.kept(id_, tag, body) for id_, tag, body in rows]
 
 
 def events(connection: sqlite3.Connection, *, after: int = -1) -> Iterator[tuple[int, Event]]:

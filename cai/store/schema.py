@@ -12,12 +12,15 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from cai import canon
 from cai.errors import StoreError
 
 VERSION = 1
+UNWRITABLE = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
+"""What SQLite calls a disk or a permission that is in the way; the store itself is sound."""
 
 _DDL = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -58,8 +61,10 @@ def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
             connection.execute("PRAGMA synchronous = FULL")
         found = connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
     except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF in UNWRITABLE:
+            raise StoreError(f"{path}: cannot be used ({error}); free space or mend permissions") from error
         raise StoreError(
-            f"{path}: not a readable store ({error}); restore it from a copy, or start a new run"
+            f"{path}: not a readable store ({error}); save what can be read with: cai recover {path.parent}"
         ) from error
     if found is None or int(found[0]) != VERSION:
         version = "none" if found is None else found[0]
@@ -69,13 +74,38 @@ def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
     return connection
 
 
+def faults(path: Path) -> list[str]:
+    """Return what SQLite finds wrong with the pages and indexes of a store; empty where they fit together."""
+    try:
+        with closing(connect(path, readonly=True)) as connection:
+            found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(5)")]
+    except (sqlite3.DatabaseError, StoreError) as error:
+        return [str(error)]
+    return [] if found == ["ok"] else found
+
+
+def check(path: Path) -> None:
+    """Raise StoreError where a store is damaged."""
+    if found := faults(path):
+        raise damaged(path, found[0])
+
+
+def damaged(path: Path, what: str) -> StoreError:
+    """Return the error that tells of a damaged store and the way out."""
+    said = " ".join(what.split())
+    return StoreError(f"{path}: the store is damaged ({said}); save what can be read with: cai recover {path.parent}")
+
+
 def create(path: Path) -> None:
     """Make an empty store at `path`; one that exists is left as it is. A creation cut short leaves nothing behind."""
     if path.exists():
         return
     fresh = path.with_suffix(".creating")
     fresh.unlink(missing_ok=True)
-    connection = sqlite3.connect(fresh)
-    connection.executescript("PRAGMA synchronous = FULL;" + _DDL)
-    connection.close()
-    fresh.rename(path)
+    try:
+        with closing(sqlite3.connect(fresh)) as connection:
+            connection.executescript("PRAGMA synchronous = FULL;" + _DDL)
+        fresh.rename(path)
+    except sqlite3.OperationalError as error:
+        fresh.unlink(missing_ok=True)
+        raise StoreError(f"{path}: cannot be written ({error}); free space or mend permissions") from error

@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any, NamedTuple
 
 from cai import canon
@@ -26,9 +27,13 @@ from cai.templates import Turn
 _BATCH_ROWS = 4000
 _KNOWN_TEXTS = 20_000
 
+READ = "reading prompts"
+"""Under this phase stand the rows of prompt files that were refused, by place instead of prompt."""
+
 _FORGETTING = {
     # Forgetting comes before keeping: within a batch a prompt is never walked twice.
     "clear_prompts": "DELETE FROM prompts",
+    "clear_refused": "DELETE FROM walks WHERE phase = ?",
     "supersede": "UPDATE records SET phase = phase || ' (superseded)' WHERE phase = ? AND prompt_id = ?",
 }
 _KEEPING = {
@@ -62,6 +67,8 @@ class Store:
         self._reader = schema.connect(path, readonly=False)
         self._queue: queue.SimpleQueue[tuple[str, list[Any]]] = queue.SimpleQueue()
         self._error: Exception | None = None
+        self.expects: int | None = None
+        """About how many bytes more the run will keep at most; None where nobody has reckoned."""
         self._texts: OrderedDict[str, None] = OrderedDict()
         self._thread = threading.Thread(target=self._write_until_closed, name="store-writer", daemon=True)
         self._thread.start()
@@ -114,8 +121,9 @@ class Store:
         self._put("prompts", (position, prompt.id, side))
 
     def clear_prompts(self) -> None:
-        """Forget which prompts the run walks; their records stay."""
+        """Forget which prompts the run walks and which rows were refused; their records stay."""
         self._put("clear_prompts", ())
+        self._put("clear_refused", (READ,))
 
     def supersede(self, phase: str, prompt_id: str) -> None:
         """Set aside what an earlier walk of this prompt wrote in this phase, before a walk with other inputs."""
@@ -157,10 +165,10 @@ class Store:
         self._queue.put((table, rows))
 
     def _store_error(self) -> StoreError:
-        size = self.path.stat().st_size if self.path.exists() else 0
+        more = "" if self.expects is None else f" and the run may need {self.expects:,} more"
         return StoreError(
-            f"{self.path} ({size:,} bytes): cannot write ({self._error}); free space or mend permissions, then run "
-            "the same command again: everything acknowledged is kept"
+            f"{self.path}: cannot write ({self._error}); {disk_usage(self.path.parent).free:,} bytes are free{more}; "
+            "free space or mend permissions, then run the same command again: everything acknowledged is kept"
         )
 
     # -- the writer thread -------------------------------------------------------------------------------------------
@@ -201,7 +209,11 @@ class Store:
 
     def replies(self, keys: Sequence[str]) -> dict[str, Kept]:
         """Return what was answered before to those of `keys`."""
-        return find_replies(self._reader, keys)
+        found = find_replies(self._reader, keys)
+        for key, kept in found.items():
+            if canon.id_of_bytes(kept.content.encode()) != kept.reply_id:
+                raise schema.damaged(self.path, f"the reply to {key} is not the one that came")
+        return found
 
     def walk_state(self, phase: str, prompt_id: str) -> tuple[str, str] | None:
         """Return (inputs, state) of a prompt's walk through a phase, or None."""

@@ -17,6 +17,7 @@ from typing import Any
 from cai.constitution import Constitution, Principle
 from cai.errors import UserError
 from cai.evaluate.intervals import wilson
+from cai.pipeline.hearing import Hearing
 from cai.pipeline.meter import Meter
 from cai.records import Judgment
 from cai.stages.admit import Admission, Arms, Gate
@@ -25,8 +26,8 @@ from cai.stages.settle import Settled, Vote, settle
 from cai.templates import Fence
 from cai.trail import Ended, RunView
 from cai.workshop import costs
-from cai.workshop.desk import FOLDER, Desk
 from cai.workshop.difference import Difference, PrincipleChange, compare
+from cai.workshop.judge import FOLDER
 from cai.workshop.sampling import Drawn, Stratum, stratum_of
 
 DEFAULT_SAMPLE = 200
@@ -143,12 +144,12 @@ def fence_of(run: RunView) -> Fence:
     return Fence.beside(run.folder)
 
 
-async def redo(preview: Preview, desk: Desk | None, meter: Meter) -> list[Redone]:
-    """Return the sampled comparisons as they stand and as they would. `desk` may be None where no model is needed."""
-    if desk is not None and desk.judge.identity != preview.run.manifest["models"]["judge"]:
+async def redo(preview: Preview, held: Hearing | None, meter: Meter) -> list[Redone]:
+    """Return the sampled comparisons as they stand and as they would. `held` may be None where no model is needed."""
+    if held is not None and held.judge.identity != preview.run.manifest["models"]["judge"]:
         raise UserError(
             f"{preview.run.folder}: was judged by '{preview.run.manifest['models']['judge']}', this config's judge is "
-            f"'{desk.judge.identity}'; name the same judge, or the flips would be the judge's and not the edit's"
+            f"'{held.judge.identity}'; name the same judge, or the flips would be the judge's and not the edit's"
         )
     slots = asyncio.Semaphore(_IN_FLIGHT)
 
@@ -156,7 +157,7 @@ async def redo(preview: Preview, desk: Desk | None, meter: Meter) -> list[Redone
 
         async def fresh(end: Ended) -> list[Judgment]:
             async with slots:
-                found = await _ask(end, preview, desk)
+                found = await _ask(end, preview, held)
                 stage.done += 1
                 return found
 
@@ -165,16 +166,16 @@ async def redo(preview: Preview, desk: Desk | None, meter: Meter) -> list[Redone
     return [_redone(end, found, preview, gates) for end, found in zip(preview.sample, made, strict=True)]
 
 
-async def _ask(end: Ended, preview: Preview, desk: Desk | None) -> list[Judgment]:
+async def _ask(end: Ended, preview: Preview, held: Hearing | None) -> list[Judgment]:
     principles = {p.id: p for p, _ in _owed(end, preview.run, preview.bench)}
     if not principles:
         return []
-    bench = desk.bench(list(principles.values())) if desk else replace(
+    bench = held.bench(list(principles.values())) if held else replace(
         preview.bench, principles=tuple(principles.values()),
         settings=preview.bench.settings.model_copy(update={"principles": "all"}),
     )  # fmt: skip
     texts = [arm.text for arm in end.arms]
-    asked = desk.judge if desk else None
+    asked = held.judge if held else None
     return await judge(end.comparison, end.prompt, texts[0], texts[1], asked, bench)  # type: ignore[arg-type]
 
 

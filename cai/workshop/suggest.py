@@ -22,12 +22,12 @@ from cai.constitution import Principle
 from cai.engine.model import Generate, Sampling
 from cai.errors import RejectedError
 from cai.evaluate.intervals import wilson
+from cai.pipeline.hearing import Hearing
 from cai.records import Comparison
 from cai.stages.judge import judge
 from cai.stages.settle import Asked, settle
 from cai.templates import neutralise, transcript
 from cai.workshop.comments import Comments
-from cai.workshop.desk import Desk
 from cai.workshop.evidence import Preferred
 from cai.workshop.interchange import slug_of, unused
 from cai.workshop.layout import write
@@ -116,13 +116,13 @@ class Suggestion:
         }
 
 
-async def suggest(pairs: Sequence[Preferred], desk: Desk) -> Suggestion:
+async def suggest(pairs: Sequence[Preferred], held: Hearing) -> Suggestion:
     """Return principles proposed and tested on these pairs, which come in a random order."""
     is_held_out = len(pairs) >= LEAST_HELD_OUT
     middle = len(pairs) // 2 if is_held_out else len(pairs)
-    proposals = await _proposals(pairs[:middle], desk)
+    proposals = await _proposals(pairs[:middle], held)
     candidates = clusters(proposals)[:MOST_CANDIDATES]
-    await _test(candidates, pairs[middle:] if is_held_out else pairs, desk)
+    await _test(candidates, pairs[middle:] if is_held_out else pairs, held)
     best = sorted(candidates, key=lambda c: (-c.gain, -c.n_from, c.text))
     return Suggestion(tuple(best), len(pairs), middle * _SAMPLES, len(proposals), is_held_out)
 
@@ -130,35 +130,35 @@ async def suggest(pairs: Sequence[Preferred], desk: Desk) -> Suggestion:
 # -- propose -----------------------------------------------------------------------------------------------------------
 
 
-async def _proposals(pairs: Sequence[Preferred], desk: Desk) -> list[tuple[int, str]]:
+async def _proposals(pairs: Sequence[Preferred], held: Hearing) -> list[tuple[int, str]]:
     """Return (which pair, proposal) for every sample that could be read as one."""
     slots = asyncio.Semaphore(_IN_FLIGHT)
 
     async def one(index: int, sample: int) -> tuple[int, str] | None:
         async with slots:
-            text = await _propose(pairs[index], sample, desk)
+            text = await _propose(pairs[index], sample, held)
             stage.done += 1
             return (index, text) if text else None
 
-    with desk.meter.stage("propose", len(pairs) * _SAMPLES) as stage:
+    with held.meter.stage("propose", len(pairs) * _SAMPLES) as stage:
         found = await asyncio.gather(*(one(i, s) for i in range(len(pairs)) for s in range(_SAMPLES)))
     return [each for each in found if each]
 
 
-async def _propose(pair: Preferred, sample: int, desk: Desk) -> str:
+async def _propose(pair: Preferred, sample: int, held: Hearing) -> str:
     """Return one sample's proposal; the preferred answer stands first in one sample and second in the other."""
     first_is_chosen = sample % 2 == 0
     answers = (pair.chosen, pair.rejected) if first_is_chosen else (pair.rejected, pair.chosen)
-    turns = desk.templates.also("proposal").turns(
-        fence=desk.fence.of([*(m.content for m in pair.prompt.messages), *answers]),
+    turns = held.templates.also("proposal").turns(
+        fence=held.fence.of([*(m.content for m in pair.prompt.messages), *answers]),
         conversation=transcript(pair.prompt.messages),
         answer_a=neutralise(answers[0]),
         answer_b=neutralise(answers[1]),
         preferred="A" if first_is_chosen else "B",
     )
-    seed = canon.seed_of(desk.config.run.seed, "propose", pair.prompt.id, pair.chosen, sample)
+    seed = canon.seed_of(held.config.run.seed, "propose", pair.prompt.id, pair.chosen, sample)
     try:
-        said = await desk.judge.generate(Generate(turns, _SAMPLING, seed, sample))
+        said = await held.judge.generate(Generate(turns, _SAMPLING, seed, sample))
     except RejectedError:
         return ""
     return proposal_in(said.reply.text or "", is_cut=said.reply.finish_reason == "length")
@@ -246,12 +246,12 @@ def _title(text: str) -> str:
     return " ".join(words) if len(words) <= 10 else " ".join(words[:10]) + " …"
 
 
-async def _test(candidates: Sequence[Candidate], pairs: Sequence[Preferred], desk: Desk) -> None:
+async def _test(candidates: Sequence[Candidate], pairs: Sequence[Preferred], held: Hearing) -> None:
     """Ask every candidate about every pair, and count."""
     if not candidates:
         return
     principles = [principle_of(c, f"candidate-{i}") for i, c in enumerate(candidates)]
-    bench, slots = desk.bench(principles, canaries=False), asyncio.Semaphore(_IN_FLIGHT)
+    bench, slots = held.bench(principles, canaries=False), asyncio.Semaphore(_IN_FLIGHT)
 
     async def one(pair: Preferred) -> None:
         async with slots:
@@ -260,22 +260,22 @@ async def _test(candidates: Sequence[Candidate], pairs: Sequence[Preferred], des
                 b_id=canon.text_id(pair.rejected), source="samples",
             )  # fmt: skip
             try:
-                made = await judge(comparison, pair.prompt, pair.chosen, pair.rejected, desk.judge, bench)
+                made = await judge(comparison, pair.prompt, pair.chosen, pair.rejected, held.judge, bench)
             except RejectedError:
                 made = []
-            _count(candidates, pair, _sides(comparison.id, made, principles, desk))
+            _count(candidates, pair, _sides(comparison.id, made, principles, held))
             stage.done += 1
 
-    with desk.meter.stage("test proposals", len(pairs)) as stage:
+    with held.meter.stage("test proposals", len(pairs)) as stage:
         await asyncio.gather(*(one(pair) for pair in pairs))
     order = {pair.source: i for i, pair in enumerate(pairs)}
     for candidate in candidates:
         candidate.right.sort(key=lambda pair: order[pair.source])
 
 
-def _sides(comparison_id: str, made: Sequence[Any], principles: Sequence[Principle], desk: Desk) -> list[str]:
+def _sides(comparison_id: str, made: Sequence[Any], principles: Sequence[Principle], held: Hearing) -> list[str]:
     """Return what each candidate says: `a` (what the person chose), `b`, or nothing."""
-    bench, rules = desk.bench(principles, canaries=False), desk.config.judge
+    bench, rules = held.bench(principles, canaries=False), held.config.judge
     sides = []
     for principle in principles:
         question = bench.question(principle).id

@@ -20,13 +20,13 @@ from cai.constitution import Constitution, PairTest, Principle, ResponseTest
 from cai.engine.model import Generate, Reply, Sampling, ScoreGroup
 from cai.errors import RejectedError
 from cai.evaluate.intervals import wilson
+from cai.pipeline.hearing import Hearing
 from cai.records import Comparison, Judgment, Message, Order, Prompt
 from cai.stages.critique import request_turn
 from cai.stages.judge import OPTIONS, ORDERS, judge
 from cai.stages.settle import Asked, settle
 from cai.stages.walk import sampling_of
 from cai.templates import Turn, neutralise, transcript
-from cai.workshop.desk import Desk
 
 Got = Literal["a", "b", "tie", "flagged", "clean", "abstained", "invalid", "refused", "rejected"]
 _FAULT, _NO_FAULT = "there is a fault", "there is no fault"
@@ -138,17 +138,17 @@ def run_checks(constitution: Constitution, principles: Sequence[Principle]) -> l
     ]
 
 
-async def run(constitution: Constitution, principles: Sequence[Principle], desk: Desk | None) -> Report:
-    """Return what becomes of every worked example. `desk` may be None where `needs_model` says so."""
+async def run(constitution: Constitution, principles: Sequence[Principle], held: Hearing | None) -> Report:
+    """Return what becomes of every worked example. `held` may be None where `needs_model` says so."""
     tested = run_checks(constitution, principles)
-    if desk is not None:
+    if held is not None:
         slots = asyncio.Semaphore(_IN_FLIGHT)
         owed = [(p, i, t) for p in principles if p.check is None for i, t in enumerate(p.tests)]
-        with desk.meter.stage("worked examples", len(owed)) as stage:
+        with held.meter.stage("worked examples", len(owed)) as stage:
 
             async def one(principle: Principle, index: int, test: PairTest | ResponseTest) -> Tested:
                 async with slots:
-                    done = await _by_model(principle, test, _place(constitution, principle, index), desk)
+                    done = await _by_model(principle, test, _place(constitution, principle, index), held)
                     stage.done += 1
                     return done
 
@@ -190,10 +190,10 @@ def _arms(test: PairTest) -> Iterator[tuple[str, str]]:
 # -- by the judge ------------------------------------------------------------------------------------------------------
 
 
-async def _by_model(principle: Principle, test: PairTest | ResponseTest, place: str, desk: Desk) -> Tested:
+async def _by_model(principle: Principle, test: PairTest | ResponseTest, place: str, held: Hearing) -> Tested:
     ask = _pair if isinstance(test, PairTest) else _response
     try:
-        return await ask(principle, test, place, desk)  # type: ignore[arg-type]
+        return await ask(principle, test, place, held)  # type: ignore[arg-type]
     except RejectedError as error:
         return Tested(principle.id, place, test.prompt, test.expect, "rejected", None, None, False, str(error))
 
@@ -203,13 +203,13 @@ def _prompt(principle: Principle, text: str) -> Prompt:
     return Prompt(messages=(Message(role="user", content=text),), domain=domain)
 
 
-async def _pair(principle: Principle, test: PairTest, place: str, desk: Desk) -> Tested:
-    bench, prompt = desk.bench([principle], canaries=False), _prompt(principle, test.prompt)
+async def _pair(principle: Principle, test: PairTest, place: str, held: Hearing) -> Tested:
+    bench, prompt = held.bench([principle], canaries=False), _prompt(principle, test.prompt)
     ids = [canon.text_id(text) for _, text in _arms(test)]
     comparison = Comparison(phase="test", prompt_id=prompt.id, a_id=ids[0], b_id=ids[1], source="samples")
-    judgments = await judge(comparison, prompt, test.a, test.b, desk.judge, bench)
+    judgments = await judge(comparison, prompt, test.a, test.b, held.judge, bench)
     due = {bench.question(principle).id: Asked(principle.id, principle.weight, tuple(j.order for j in judgments))}
-    rules = desk.config.judge
+    rules = held.config.judge
     settled = settle(comparison.id, judgments, due, on_disagreement=rules.on_disagreement, tie_margin=rules.tie_margin)
     (vote,) = settled.votes
     got: Got = "abstained"
@@ -217,7 +217,7 @@ async def _pair(principle: Principle, test: PairTest, place: str, desk: Desk) ->
         got = "tie" if vote.is_tie else "a" if (vote.p_a or 0.0) > 0.5 else "b"
     elif vote.stand in ("refused", "invalid"):
         got = vote.stand
-    words = "" if got == test.expect else await _words(principle, test, prompt, desk)
+    words = "" if got == test.expect else await _words(principle, test, prompt, held)
     return Tested(principle.id, place, test.prompt, test.expect, got, vote.p_a, _agree(judgments), False, words)
 
 
@@ -227,52 +227,52 @@ def _agree(judgments: Sequence[Judgment]) -> bool | None:
     return len({j.verdict for j in judgments}) == 1
 
 
-async def _words(principle: Principle, test: PairTest, prompt: Prompt, desk: Desk) -> str:
+async def _words(principle: Principle, test: PairTest, prompt: Prompt, held: Hearing) -> str:
     """Return what the judge says about the two answers when it is asked for reasons."""
-    head = desk.templates["judgment"].turns(
+    head = held.templates["judgment"].turns(
         only=("user_pair", "assistant_ready"),
-        fence=desk.fence.of([test.prompt, test.a, test.b]),
+        fence=held.fence.of([test.prompt, test.a, test.b]),
         conversation=transcript(prompt.messages),
         answer_a=neutralise(test.a),
         answer_b=neutralise(test.b),
-        few_shot=desk.few_shot,
+        few_shot=held.few_shot,
     )
-    asked = desk.templates["reasoning"].turns(only=("user_principle",), principle=principle.compare)
-    said = await desk.judge.generate(Generate((*head, *asked), _WORDS, 0))
+    asked = held.templates["reasoning"].turns(only=("user_principle",), principle=principle.compare)
+    said = await held.judge.generate(Generate((*head, *asked), _WORDS, 0))
     return (said.reply.text or "").strip()
 
 
-async def _response(principle: Principle, test: ResponseTest, place: str, desk: Desk) -> Tested:
+async def _response(principle: Principle, test: ResponseTest, place: str, held: Hearing) -> Tested:
     """Ask for the critique, then whether it found a fault: option A says so once, option B the other time."""
-    opening = (*desk.shots, Turn("user", test.prompt), Turn("assistant", test.response))
-    asked = (*opening, request_turn(principle, desk.templates["critique"]))
-    seed = canon.seed_of(desk.config.run.seed, "test", principle.id, test.prompt, test.response)
-    said = await desk.judge.generate(Generate(asked, sampling_of(desk.config.critique), seed))
+    opening = (*held.shots, Turn("user", test.prompt), Turn("assistant", test.response))
+    asked = (*opening, request_turn(principle, held.templates["critique"]))
+    seed = canon.seed_of(held.config.run.seed, "test", principle.id, test.prompt, test.response)
+    said = await held.judge.generate(Generate(asked, sampling_of(held.config.critique), seed))
     critique = (said.reply.text or "").strip()
-    template = desk.templates.also("finding")
+    template = held.templates.also("finding")
     tails = tuple(
         template.turns(title=principle.title, first=first, second=second)
         for first, second in ((_FAULT, _NO_FAULT), (_NO_FAULT, _FAULT))
     )
-    answers = await desk.judge.score(ScoreGroup((*asked, Turn("assistant", critique)), tails, OPTIONS))
-    shares = [_p_fault(answer.reply, order, desk) for order, answer in zip(ORDERS, answers, strict=True)]
+    answers = await held.judge.score(ScoreGroup((*asked, Turn("assistant", critique)), tails, OPTIONS))
+    shares = [_p_fault(answer.reply, order, held) for order, answer in zip(ORDERS, answers, strict=True)]
     if None in shares:
         bad: Got = "refused" if any(a.reply.error == "refused" for a in answers) else "invalid"
         return Tested(principle.id, place, test.prompt, test.expect, bad, None, None, False, critique)
     same = (shares[0] > 0.5) == (shares[1] > 0.5)
     p = sum(shares) / 2
-    averaged = desk.config.judge.on_disagreement == "average"
+    averaged = held.config.judge.on_disagreement == "average"
     got: Got = ("flagged" if p > 0.5 else "clean") if same or averaged else "abstained"
     words = "" if got == test.expect else critique
     return Tested(principle.id, place, test.prompt, test.expect, got, p, same, False, words)
 
 
-def _p_fault(reply: Reply, order: Order, desk: Desk) -> float | None:
+def _p_fault(reply: Reply, order: Order, held: Hearing) -> float | None:
     """Return the probability of "there is a fault", which is option A in the first order; None where unreadable."""
     found = reply.logprobs or {}
     if reply.error or set(found) != set(OPTIONS) or not all(map(math.isfinite, found.values())):
         return None
-    if reply.outside is not None and reply.outside > desk.config.judge.max_outside_mass:
+    if reply.outside is not None and reply.outside > held.config.judge.max_outside_mass:
         return None
     p_first = 1 / (1 + math.exp(min(found["B"] - found["A"], 700.0)))
     return p_first if order == "ab" else 1 - p_first

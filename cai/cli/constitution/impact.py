@@ -55,10 +55,10 @@ def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from cai import constitution
     from cai.cli.terminal import Progress
+    from cai.pipeline.hearing import hearing, overridden
     from cai.pipeline.meter import Meter
     from cai.trail import RunView
     from cai.workshop import impact
-    from cai.workshop.desk import at_desk, overridden
 
     run, meter = RunView(arguments.run), Meter()
     old, new = constitution.load(arguments.old), constitution.load(arguments.new)
@@ -69,9 +69,9 @@ def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
             return preview, await impact.redo(preview, None, meter)
         config = overridden(run.config, arguments.overrides)
         folder, fence = impact.workbench(run), impact.fence_of(run)
-        async with at_desk(config, folder, near=run.folder, templates=run.templates, fence=fence, meter=meter,
-                           beside=True) as desk:  # fmt: skip
-            return preview, await impact.redo(preview, desk, meter)
+        given = {"near": run.folder, "templates": run.templates, "fence": fence}
+        async with hearing(config, folder, meter=meter, siblings=True, **given) as held:
+            return preview, await impact.redo(preview, held, meter)
 
     with Progress(meter, quiet=arguments.quiet or arguments.json):
         preview, redone = asyncio.run(work())

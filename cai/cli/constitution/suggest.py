@@ -79,28 +79,29 @@ def _found(arguments: argparse.Namespace) -> tuple[Any, str]:
         )
 
     async def work() -> Any:
-        from cai.workshop.desk import at_desk
+        from cai.pipeline.hearing import hearing
 
-        async with at_desk(config, folder, meter=meter, **options) as desk:
-            return await suggest.suggest(chosen, desk)
+        async with hearing(config, folder, meter=meter, **options) as held:
+            return await suggest.suggest(chosen, held)
 
     with Progress(meter, quiet=arguments.quiet or arguments.json):
         return asyncio.run(work()), source
 
 
 def _inputs(arguments: argparse.Namespace) -> tuple[Any, str, Any, dict[str, Any], Any]:
-    """Return (pairs, their name, config, what the desk is laid with, its folder)."""
+    """Return (pairs, their name, config, what the judge is asked with, where its answers are kept)."""
     from pathlib import Path
 
+    from cai.pipeline.hearing import overridden
     from cai.trail import RunView
-    from cai.workshop import desk, impact
+    from cai.workshop import impact, judge
     from cai.workshop.evidence import disagreements, preferences
 
     if arguments.pairs:
         path = Path(arguments.pairs)
-        config, near = desk.config_for("none", arguments.config, arguments.set)
-        return preferences(path), path.name, config, {"near": near}, desk.workbench()
+        config, near = judge.config_for("none", arguments.config, arguments.set)
+        return preferences(path), path.name, config, {"near": near}, judge.workbench()
     run = RunView(arguments.run)
-    options = {"near": run.folder, "templates": run.templates, "fence": impact.fence_of(run), "beside": True}
-    config = desk.overridden(run.config, arguments.set)
+    options = {"near": run.folder, "templates": run.templates, "fence": impact.fence_of(run), "siblings": True}
+    config = overridden(run.config, arguments.set)
     return disagreements(run), run.folder.name, config, options, impact.workbench(run)

@@ -69,8 +69,9 @@ def _report(text: Any, arguments: argparse.Namespace) -> tuple[Any, dict[str, An
 
     from cai.cli.terminal import Progress
     from cai.errors import UserError
+    from cai.pipeline.hearing import hearing
     from cai.pipeline.meter import Meter
-    from cai.workshop import desk, testing
+    from cai.workshop import judge, testing
 
     unknown = set(arguments.principle or ()) - text.by_id.keys()
     if unknown:
@@ -81,14 +82,14 @@ def _report(text: Any, arguments: argparse.Namespace) -> tuple[Any, dict[str, An
     if not testing.needs_model(principles):
         report = asyncio.run(testing.run(text, principles, None))
         return report, {"judge": "code", "made": 0, "reused": 0, "seconds": 0.0}
-    config, near = desk.config_for(arguments.file, arguments.config, arguments.overrides)
+    config, near = judge.config_for(arguments.file, arguments.config, arguments.overrides)
 
     async def ask(folder: Path) -> tuple[Any, str]:
-        async with desk.at_desk(config, folder, near=near, meter=meter) as at:
-            return await testing.run(text, principles, at), at.judge.identity
+        async with hearing(config, folder, near=near, meter=meter) as held:
+            return await testing.run(text, principles, held), held.judge.identity
 
     with tempfile.TemporaryDirectory() as fresh, Progress(meter, quiet=arguments.quiet or arguments.json):
-        report, identity = asyncio.run(ask(Path(fresh) / "fresh" if arguments.fresh else desk.workbench()))
+        report, identity = asyncio.run(ask(Path(fresh) / "fresh" if arguments.fresh else judge.workbench()))
     # A server starts inside the first question; its start is told apart from the asking.
     seconds = sum(s.seconds if s.name == "worked examples" else -s.seconds for s in meter.stages)
     tally = meter.tally

@@ -1,0 +1,121 @@
+"""A key is in the environment and in the requests, and nowhere else, however a server quotes it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from cai.config import EngineSection
+from cai.engine.transport import Endpoint
+from cai.errors import EngineError, RejectedError
+from tests import runs
+
+CANARY = "canary-5ecret-0f3a9b"
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Lists one model, and refuses everything else with what it was sent."""
+
+    heard: list[str]
+
+    def do_GET(self) -> None:
+        self._say(200, {"data": [{"id": f"model {self._key()}", "max_model_len": 4096}]})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.heard.append(self._key())
+        self._say(400, {"error": {"message": f"no, '{self._key()}' may not: {dict(self.headers)}"}})
+
+    def _key(self) -> str:
+        return self.headers.get("Authorization", "")
+
+    def _say(self, status: int, content: object) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Key", self._key())
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Elsewhere(Echo):
+    """Sends everybody to another host."""
+
+    there: str
+
+    def do_GET(self) -> None:
+        self.send_response(307)
+        self.send_header("Location", self.there)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+
+@contextmanager
+def served(kind: type[Echo], **settings: object) -> Iterator[tuple[str, list[str]]]:
+    heard: list[str] = []
+    handler = type("Handler", (kind,), {"heard": heard, **settings})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", heard
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_key_that_a_server_quotes_is_kept_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAI_TEST_KEY", CANARY)
+    runs.write_inputs(tmp_path, n_prompts=4)
+    with served(Echo) as (url, heard):
+        tree = runs.config(tmp_path, url=url, models__policy__api_key_env="CAI_TEST_KEY")
+        path = runs.write_config(tmp_path, tree)
+        run = runs.cai("run", path, check=3)
+    done = [run, *(runs.cai(*words, check=None) for words in (("status", tmp_path / "runs/run"), ("plan", path)))]
+    assert any(CANARY in key for key in heard), "the key was sent"
+    said = runs.cai("status", tmp_path / "runs" / "run", "--json").stdout
+    assert "may not" in said, "what the server said is told"
+    assert not any(CANARY in text for one in done for text in (one.stdout, one.stderr, said))
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) > 10 and [file for file in files if CANARY.encode() in file.read_bytes()] == []
+
+
+@pytest.mark.parametrize("scheme", ["http", "ftp"])
+def test_a_url_with_credentials_is_refused_before_anything_is_written(tmp_path: Path, scheme: str) -> None:
+    runs.write_inputs(tmp_path, n_prompts=2)
+    path = runs.write_config(tmp_path, runs.config(tmp_path, url=f"{scheme}://me:{CANARY}@127.0.0.1:9"))
+    for command in ("run", "plan"):
+        said = runs.cai(command, path, check=2)
+        assert CANARY not in said.stdout + said.stderr and "api_key_env" in said.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_key_does_not_follow_a_redirect_to_another_host() -> None:
+    async def ask(url: str) -> None:
+        endpoint = Endpoint(url, EngineSection(retries=0), api_key=CANARY)
+        await endpoint.open()
+        try:
+            with pytest.raises((RejectedError, EngineError)):
+                await endpoint.post("/v1/chat/completions", {})
+            assert await endpoint.get("/v1/models") is None
+            assert await endpoint._tokens_made() == 0.0
+        finally:
+            await endpoint.close()
+
+    with served(Echo) as (there, heard), served(Elsewhere, there=there) as (url, _):
+        asyncio.run(ask(url))
+        assert heard == []
