@@ -15,6 +15,7 @@ import cai
 from cai.audit import export as exports
 from cai.audit import story
 from cai.audit.compare import compare
+from cai.audit.effects import mcnemar
 from cai.audit.questions import QUESTIONS
 from cai.audit.replay import replay
 from cai.audit.summary import summary, told
@@ -263,6 +264,10 @@ def test_the_summary_adds_up_and_tells_of_an_always_a_judge(tmp_path: Path, fini
     )
     assert found["people"] == {"votes": 0, "overrides": 1} and found["cost"]["tokens_per_kept_pair"] > 0
     biased = summary(RunView(make_run(tmp_path / "run", judge="always-a", n_held_out=2)))
+    position = biased["position"]
+    assert (position["same_arm"], position["second_both_times"]) == (0, 0) and position["p_value"] < 1e-9
+    assert any("McNemar" in line for line in told(biased))
+    assert biased["cost"]["gpu_seconds_per_kept_pair"] is None and any("unknown" in line for line in told(biased))
     first = next(e for e in biased["effects"] if e["picks the answer"] == "first shown")
     assert first["value"] == 1.0 and first["low"] > 0.9 and biased["judge"]["weaknesses"]
     assert any("first shown: 100.0%" in line for line in told(biased))
@@ -327,3 +332,11 @@ def test_no_secret_reaches_an_export(finished: Path, tmp_path: Path, monkeypatch
     assert os.environ["CANARY_KEY"] == secret
     files = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
     assert len(files) > 15 and not [p for p in files if secret.encode() in p.read_bytes()]
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (3, 3), (0, 9), (4, 17), (120, 90)])
+def test_mcnemar_is_that_of_statsmodels(counts: tuple[int, int]) -> None:
+    tables = pytest.importorskip("statsmodels.stats.contingency_tables")
+    one, other = counts
+    wanted = tables.mcnemar([[5, one], [other, 5]], exact=True).pvalue
+    assert mcnemar(one, other) == pytest.approx(wanted, rel=1e-9)

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from cai import canon
-from cai.records import Decision, Event, parse
+from cai.records import Decision, Event, parse, stored
 from cai.store import bulk
+
+_LABELLING = "tag IN ('judgment', 'override', 'withdrawal')"
 
 
 class Entry(NamedTuple):
@@ -103,10 +105,22 @@ def append_now(connection: sqlite3.Connection, decisions: Iterable[Event]) -> He
 def of_comparison(connection: sqlite3.Connection, comparison_id: str) -> list[Decision]:
     """Return the decisions that make a comparison's label, in the order they were made."""
     rows = connection.execute(
-        "SELECT tag, body FROM ledger WHERE subject = ? AND tag IN ('judgment', 'override', 'withdrawal') ORDER BY seq",
-        (comparison_id,),
+        f"SELECT id, tag, body FROM ledger WHERE subject = ? AND {_LABELLING} ORDER BY seq", (comparison_id,)
     )
-    return [parse(tag, body) for tag, body in rows]
+    return [stored(*row) for row in rows]
+
+
+def of_comparisons(connection: sqlite3.Connection, comparison_ids: Iterable[str]) -> dict[str, list[Decision]]:
+    """As `of_comparison`, for many at once, by comparison; one without decisions is left out."""
+    rows = connection.execute(
+        "SELECT subject, id, tag, body FROM ledger WHERE subject IN (SELECT value FROM json_each(?)) "
+        f"AND {_LABELLING} ORDER BY seq",
+        (canon.dumps(list(comparison_ids)).decode(),),
+    )
+    found: dict[str, list[Decision]] = {}
+    for subject, id_, tag, body in rows.fetchall():
+        found.setdefault(subject, []).append(stored(id_, tag, body))
+    return found
 
 
 def events(connection: sqlite3.Connection, *, after: int = -1) -> Iterator[tuple[int, Event]]:
