@@ -340,3 +340,23 @@ def test_mcnemar_is_that_of_statsmodels(counts: tuple[int, int]) -> None:
     one, other = counts
     wanted = tables.mcnemar([[5, one], [other, 5]], exact=True).pvalue
     assert mcnemar(one, other) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_compare_tells_apart_what_turns_a_label(tmp_path: Path) -> None:
+    base = make_run(tmp_path / "base", n_train=12, n_held_out=2)
+    heavier, wider, other = (tmp_path / name for name in ("heavier", "wider", "other"))
+    for folder in (heavier, wider):
+        shutil.copytree(base, folder)
+    for folder, file, before, after in (
+        (heavier, "constitution.yaml", "weight: 2.0", "weight: 90.0"),
+        (wider, "config.yaml", "tie_margin: 0.01", "tie_margin: 0.3"),
+    ):
+        text = (folder / file).read_text()
+        assert before in text
+        (folder / file).write_text(text.replace(before, after))
+    make_run(other, n_train=12, n_held_out=2, judge="always-a")
+    causes = {f.name: compare(RunView(base), RunView(f))["causes"] for f in (heavier, wider, other)}
+    assert set(causes["heavier"]) == {"weight"} and set(causes["wider"]) == {"fold rule"}
+    assert set(causes["other"]) == {"sampling"}
+    shutil.copy(heavier / "constitution.yaml", other / "constitution.yaml")
+    assert set(compare(RunView(base), RunView(other))["causes"]) == {"sampling", "weight"}
