@@ -6,11 +6,12 @@ Everything an exporter, a report or an auditor asks of a run goes through `RunVi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -26,6 +27,9 @@ from cai.stages.settle import Asked, Settled, settle
 from cai.store import ledger, schema
 from cai.store.store import READ, find_replies
 from cai.templates import Fence, Templates
+
+_PROMPTS_AT_ONCE = 64
+"""Prompts whose comparisons are read together: enough to make queries few, few enough to hold."""
 
 
 @dataclass(frozen=True)
@@ -96,18 +100,29 @@ class RunView:
             seats=tuple(Seat(mode, identity) for mode, identity in self.manifest["models"].get("judges", ())),
         )
 
+    def close(self) -> None:
+        """Close the store, if it was opened."""
+        if "connection" in vars(self):
+            vars(self).pop("connection").close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     # -- records -----------------------------------------------------------------------------------------------------
 
     def prompts(self, side: str | None = None) -> Iterator[tuple[int, Prompt]]:
         """Yield (position, prompt) in order."""
         where, args = ("WHERE side = ?", (side,)) if side else ("", ())
         rows = self.connection.execute(
-            f"SELECT position, id, body FROM prompts JOIN records ON records.id = prompts.prompt_id {where} "
+            f"SELECT position, id, tag, body FROM prompts JOIN records ON records.id = prompts.prompt_id {where} "
             "ORDER BY position",
             args,
         )
-        for position, id_, body in rows:
-            yield position, kept(id_, "prompt", body)
+        for position, *row in rows:
+            yield position, kept(*row)
 
     def records(self, phase: str, prompt_id: str) -> dict[str, list[Any]]:
         """Return a prompt's records of one phase by kind, in the order they were written."""
@@ -115,16 +130,16 @@ class RunView:
             "SELECT id, tag, body FROM records WHERE phase = ? AND prompt_id = ? ORDER BY rowid", (phase, prompt_id)
         )
         found: dict[str, list[Any]] = {}
-        for id_, tag, body in rows:
-            found.setdefault(tag, []).append(kept(id_, tag, body))
+        for row in rows:
+            found.setdefault(row[1], []).append(kept(*row))
         return found
 
     def record(self, id_: str) -> Any | None:
         """Return any record or decision by id, or None."""
         for table in ("records", "ledger"):
-            row = self.connection.execute(f"SELECT tag, body FROM {table} WHERE id = ?", (id_,)).fetchone()
+            row = self.connection.execute(f"SELECT id, tag, body FROM {table} WHERE id = ?", (id_,)).fetchone()
             if row:
-                return parse(*row)
+                return kept(*row)
         return None
 
     def call(self, key: str) -> tuple[dict[str, Any], Reply] | None:
@@ -156,23 +171,22 @@ class RunView:
 
     def due(self, comparison: Comparison, domain: str, bench: Bench | None = None) -> dict[str, Asked]:
         """Return the questions due on a comparison under the run's constitution, or under that of another bench."""
-        bench, asked = bench or self.bench, {}
-        for principle in bench.chosen(comparison, domain):
-            asked[bench.question(principle).id] = Asked(principle.id, principle.weight, bench.orders(principle))
-        return asked
+        return (bench or self.bench).due(comparison, domain)
 
     def ended(self, phase: str, *, side: str = "train") -> Iterator[Ended]:
         """Yield every comparison of a phase with its end: by prompt order, then as they were compared."""
-        gate, rules = Gate(self.config.pairs), self.config.judge
-        for position, prompt in self.prompts(side):
-            records = self.records(phase, prompt.id)
-            answers = {r.id: r for tag in ("response", "revision") for r in records.get(tag, [])}
-            comparisons = records.get("comparison", [])
-            # The evaluation compares answers that are kept under its arms' own phases.
-            elsewhere = {id_ for c in comparisons for id_ in (c.a_id, c.b_id)} - answers.keys()
-            answers |= {id_: self.record(id_) for id_ in elsewhere}
-            for comparison in sorted(comparisons, key=lambda c: _place(c, answers)):
-                decisions = tuple(ledger.of_comparison(self.connection, comparison.id))
+        gate, prompts = Gate(self.config.pairs), self.prompts(side)
+        while some := list(islice(prompts, _PROMPTS_AT_ONCE)):
+            yield from self._ended(phase, some, gate)
+
+    def _ended(self, phase: str, prompts: Sequence[tuple[int, Prompt]], gate: Gate) -> Iterator[Ended]:
+        """As `ended`, for some prompts, with one query for their records and one for the decisions."""
+        rules = self.config.judge
+        comparisons, answers = self._compared(phase, [prompt.id for _, prompt in prompts])
+        decided = ledger.of_comparisons(self.connection, (c.id for some in comparisons.values() for c in some))
+        for position, prompt in prompts:
+            for comparison in sorted(comparisons.get(prompt.id, ()), key=lambda c: _place(c, answers)):
+                decisions = tuple(decided.get(comparison.id, ()))
                 settled = settle(
                     comparison.id,
                     decisions,
@@ -184,6 +198,25 @@ class RunView:
                 arms = Arms(a.text, b.text, a.finish_reason == "length", b.finish_reason == "length")
                 admission = gate.admit(settled, comparison, prompt, arms)
                 yield Ended(prompt, position, comparison, (a, b), decisions, settled, admission)
+
+    def _compared(self, phase: str, prompt_ids: list[str]) -> tuple[dict[str, list[Comparison]], dict[str, Any]]:
+        """Return (a phase's comparisons by prompt, the answers they compare by id)."""
+        rows = self.connection.execute(
+            "SELECT id, tag, body FROM records WHERE phase = ? AND prompt_id IN (SELECT value FROM json_each(?)) "
+            "AND tag IN ('response', 'revision', 'comparison') ORDER BY rowid",
+            (phase, json.dumps(prompt_ids)),
+        )
+        comparisons: dict[str, list[Comparison]] = {}
+        answers: dict[str, Any] = {}
+        for row in rows.fetchall():
+            record = kept(*row)
+            if isinstance(record, Comparison):
+                comparisons.setdefault(record.prompt_id, []).append(record)
+            else:
+                answers[record.id] = record
+        # The evaluation compares answers that are kept under its arms' own phases.
+        named = {id_ for some in comparisons.values() for c in some for id_ in (c.a_id, c.b_id)}
+        return comparisons, answers | {id_: self.record(id_) for id_ in named - answers.keys()}
 
     def accounting(self, phase: str, *, side: str = "train") -> Accounting:
         """Return where a phase's comparisons ended, counted."""

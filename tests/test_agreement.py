@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
+import numpy as np
 import pytest
 
 from cai.evaluate import agreement
@@ -109,3 +111,51 @@ def test_same_values_as_scikit_learn_and_statsmodels() -> None:
         rows = [[rng.randrange(3) for _ in range(4)] for _ in range(30)]
         table, _ = inter_rater.aggregate_raters(rows)
         assert FLEISS.of(rows) == pytest.approx(inter_rater.fleiss_kappa(table))
+
+
+# -- coverage, by simulation -----------------------------------------------------------------------------------------
+
+
+def kappa_of(totals: Any, q: int) -> Any:
+    table = totals.reshape(*totals.shape[:-1], q, q)
+    n = table.sum((-1, -2))
+    agreed, chance = table.trace(axis1=-2, axis2=-1) / n, (table.sum(-1) * table.sum(-2)).sum(-1) / n**2
+    return (agreed - chance) / (1 - chance)
+
+
+def ac1_of(totals: Any, q: int) -> Any:
+    shares = totals[..., 3:] / totals[..., 2:3]
+    chance = (shares * (1 - shares)).sum(-1) / (q - 1)
+    return (totals[..., 0] / totals[..., 1] - chance) / (1 - chance)
+
+
+def alpha_of(totals: Any, q: int) -> Any:
+    used = totals[..., 1:]
+    n = used.sum(-1)
+    chance = (used * (used - 1)).sum(-1) / (n * (n - 1))
+    return (totals[..., 0] / n - chance) / (1 - chance)
+
+
+@pytest.mark.parametrize(
+    "chances",
+    [
+        [[0.4, 0.1], [0.1, 0.4]],
+        [[0.6, 0.06], [0.06, 0.28]],
+        [[0.4, 0.04, 0.02], [0.04, 0.36, 0.02], [0.02, 0.02, 0.08]],
+    ],
+    ids=["even", "uneven", "with ties"],
+)
+def test_bootstrap_intervals_cover_what_they_promise(chances: list[list[float]]) -> None:
+    """2,000 runs of 140 items; drawing items anew is drawing the cells of their table anew."""
+    q, cells = len(chances), np.array(chances).ravel()
+    dice = np.random.default_rng(17)
+    seen = dice.multinomial(140, cells, size=2000)
+    again = dice.multinomial(140, seen[:, None, :] / 140, size=(2000, 400))
+    places = [(i, j) for i in range(q) for j in range(q)]
+    for measure, many in ((KAPPA, kappa_of), (AC1, ac1_of), (ALPHA, alpha_of)):
+        rows = np.array([measure.row(place, range(q)) for place in places])
+        for totals in again[0, :20] @ rows:
+            assert many(totals, q) == pytest.approx(measure.value(list(totals), q))
+        truth = measure.value(list(1e9 * (cells @ rows)), q)
+        low, high = np.quantile(many(again @ rows, q), [0.025, 0.975], axis=1)
+        assert ((low <= truth) & (truth <= high)).sum() >= 0.93 * 2000, measure.name

@@ -15,6 +15,7 @@ import cai
 from cai.audit import export as exports
 from cai.audit import story
 from cai.audit.compare import compare
+from cai.audit.effects import mcnemar
 from cai.audit.questions import QUESTIONS
 from cai.audit.replay import replay
 from cai.audit.summary import summary, told
@@ -263,6 +264,10 @@ def test_the_summary_adds_up_and_tells_of_an_always_a_judge(tmp_path: Path, fini
     )
     assert found["people"] == {"votes": 0, "overrides": 1} and found["cost"]["tokens_per_kept_pair"] > 0
     biased = summary(RunView(make_run(tmp_path / "run", judge="always-a", n_held_out=2)))
+    position = biased["position"]
+    assert (position["same_arm"], position["second_both_times"]) == (0, 0) and position["p_value"] < 1e-9
+    assert any("McNemar" in line for line in told(biased))
+    assert biased["cost"]["gpu_seconds_per_kept_pair"] is None and any("unknown" in line for line in told(biased))
     first = next(e for e in biased["effects"] if e["picks the answer"] == "first shown")
     assert first["value"] == 1.0 and first["low"] > 0.9 and biased["judge"]["weaknesses"]
     assert any("first shown: 100.0%" in line for line in told(biased))
@@ -327,3 +332,31 @@ def test_no_secret_reaches_an_export(finished: Path, tmp_path: Path, monkeypatch
     assert os.environ["CANARY_KEY"] == secret
     files = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
     assert len(files) > 15 and not [p for p in files if secret.encode() in p.read_bytes()]
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (3, 3), (0, 9), (4, 17), (120, 90)])
+def test_mcnemar_is_that_of_statsmodels(counts: tuple[int, int]) -> None:
+    tables = pytest.importorskip("statsmodels.stats.contingency_tables")
+    one, other = counts
+    wanted = tables.mcnemar([[5, one], [other, 5]], exact=True).pvalue
+    assert mcnemar(one, other) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_compare_tells_apart_what_turns_a_label(tmp_path: Path) -> None:
+    base = make_run(tmp_path / "base", n_train=12, n_held_out=2)
+    heavier, wider, other = (tmp_path / name for name in ("heavier", "wider", "other"))
+    for folder in (heavier, wider):
+        shutil.copytree(base, folder)
+    for folder, file, before, after in (
+        (heavier, "constitution.yaml", "weight: 2.0", "weight: 90.0"),
+        (wider, "config.yaml", "tie_margin: 0.01", "tie_margin: 0.3"),
+    ):
+        text = (folder / file).read_text()
+        assert before in text
+        (folder / file).write_text(text.replace(before, after))
+    make_run(other, n_train=12, n_held_out=2, judge="always-a")
+    causes = {f.name: compare(RunView(base), RunView(f))["causes"] for f in (heavier, wider, other)}
+    assert set(causes["heavier"]) == {"weight"} and set(causes["wider"]) == {"fold rule"}
+    assert set(causes["other"]) == {"sampling"}
+    shutil.copy(heavier / "constitution.yaml", other / "constitution.yaml")
+    assert set(compare(RunView(base), RunView(other))["causes"]) == {"sampling", "weight"}

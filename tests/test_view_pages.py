@@ -18,6 +18,7 @@ import pytest
 
 from cai import canon
 from cai.records import Judgment
+from cai.review import Desk
 from cai.store import ledger, schema
 from cai.trail import RunView
 from cai.view import words
@@ -31,8 +32,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     make_run(folder / "one", n_train=20, n_held_out=10)
     make_run(folder / "two & a half", n_train=9, n_held_out=8, judge="always-a", done=False)
+    make_run(folder / "voted", n_train=16, n_held_out=2)
+    vote_on(folder / "voted")
     make_run(folder / "broken", n_train=8, n_held_out=8, judge="invalid", phases=("sl",), arms=())
     return folder
+
+
+def vote_on(folder: Path) -> None:
+    """Two reviewers vote on what was drawn, and differ here and there."""
+    desk = Desk(folder)
+    desk.draw(estimate=12, value=4, author="ann", seed=5)
+    for reviewer in ("ann", "ben"):
+        for number in range(14):
+            item = desk.next(reviewer)
+            assert item is not None
+            desk.vote(reviewer, item.item_id, "left" if number % 3 else "right")
+    desk.close()
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +119,59 @@ def of_constitution(data: Any) -> Iterator[str]:
             yield f"{figures['votes']} of {figures['due']}"
 
 
+def of_review(data: Any) -> Iterator[str]:
+    yield from (data["item"]["left"], data["item"]["right"], data["item"]["messages"][-1]["content"])
+    yield f"{data['item']['done'] + 1} of {data['item']['total']}"
+
+
+def percent(value: float, places: int = 1) -> str:
+    return f"{100 * value:.{places}f}%"
+
+
+def of_agreement(data: Any) -> Iterator[str]:
+    report = data["report"]
+    assert report["accuracy"] and report["people"] and report["judge_and_people"]
+    yield percent(report["accuracy"]["value"], 0)
+    yield f"{report['accuracy']['n']} looked at"
+    yield f"{report['votes']['standing']:,}"
+    for name in ("observed", "ac1", "alpha"):
+        if found := report["people"][name]:
+            yield percent(found["value"]) if name == "observed" else f"{found['value']:.2f}".replace("-", "\u2212")
+    for name in ("kappa", "ac1", "alpha"):
+        if found := report["judge_and_people"][name]:
+            yield f"{found['value']:.2f}".replace("-", "\u2212")
+    for label, row in report["judge_and_people"]["confusion"].items():
+        yield " ".join([label, *map(str, row.values())])
+    for p in data["progress"]:
+        yield f"{p['done']} of {p['total']}"
+
+
+def of_audit(data: Any) -> Iterator[str]:
+    yield f"{data['n_ledger']:,} row"
+    for count in data["counts"]:
+        yield f"{count['title']} {count['n']:,}"
+    for v in data["verdicts"]:
+        yield f"{v['principle']} {v['order']}"
+    summary = data["summary"]
+    yield f"{summary['cost']['calls']:,}"
+    yield f"{summary['low_margin']:,} within"
+    for effect in summary["effects"]:
+        if effect["n"]:
+            yield percent(effect["value"], 0)
+
+
+def of_compare(data: Any) -> Iterator[str]:
+    found = data["found"]
+    assert found["pairs"]["matched"]
+    yield f"{found['pairs']['matched']} pair"
+    for cause, n in found["causes"].items():
+        yield f"{cause} ({n})"
+    for row in found["config"]:
+        yield f"{row['field']} {row['one']} {row['other']}"
+    for flip in found["flips"]:
+        yield flip["prompt"][:140]
+
+
 PAGES: dict[str, tuple[str, Callable[[Any], Iterator[str]]]] = {
     "runs": ("/", of_runs),
     "run": ("/runs/one", of_run),
@@ -113,6 +181,10 @@ PAGES: dict[str, tuple[str, Callable[[Any], Iterator[str]]]] = {
     "trail": ("/runs/one/trail/{comparison}", of_trail),
     "decision": ("/runs/one/decision/{id}", of_decision),
     "constitution": ("/runs/one/constitution", of_constitution),
+    "review": ("/runs/voted/review", of_review),
+    "agreement": ("/runs/voted/agreement", of_agreement),
+    "audit": ("/runs/one/audit", of_audit),
+    "compare": ("/compare?a=one&b=voted", of_compare),
 }
 
 
@@ -122,6 +194,10 @@ def test_a_page_shows_what_its_twin_says(name: str, served: Served) -> None:
     row = served.get("/json/runs/one/decisions?kind=judge").json["decisions"][0]
     path = path.format(comparison=row["comparison"], id=row["id"])
     wait_until_counted(served, "one")
+    while name in ("audit", "compare") and not any(
+        served.get(f"/json{path}").json.get(k) for k in ("summary", "found")
+    ):
+        pass  # they are counted in the background
     page, twin = served.get(path), served.get(f"/json{path}")
     assert (page.status, twin.status) == (200, 200), page.text
     shown = words_of(page.text)

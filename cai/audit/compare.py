@@ -13,7 +13,7 @@ import yaml
 from cai.constitution import PARTS, Constitution
 from cai.evaluate.intervals import wilson
 from cai.manifest import FREE_FIELDS, _flat
-from cai.records import Question
+from cai.records import Judgment, Question
 from cai.stages.settle import Vote
 from cai.trail import Ended, RunView
 
@@ -22,7 +22,9 @@ def compare(one: RunView, other: RunView) -> dict[str, Any]:
     """Return what differs: `config`, `models`, `templates`, `constitution`, and the `flips` of pairs both runs have.
 
     Pairs are the same where conversation and both answers are, word for word. A flip names the principles whose vote
-    differs and, of these, why: text, template, model, mode, weight, or none of them (sampling, an override).
+    or weight differs and why: the weight; where the judge answered otherwise, the text, template, model or mode
+    that asked for them, or sampling where those are the same; where they do not, the fold rule that reads them.
+    A cause of a flip can also be an override.
     """
     matched = list(_matched(one, other))
     flips = [_flip(one, other, a, b) for a, b in matched if a.settled.label != b.settled.label]
@@ -124,7 +126,7 @@ def _flip(one: RunView, other: RunView, a: Ended, b: Ended) -> dict[str, Any]:
     changed = []
     for id_ in sorted(ours.keys() | theirs.keys()):
         mine, yours = ours.get(id_), theirs.get(id_)
-        if _said(mine) != _said(yours) or _moved(mine, yours):
+        if _said(mine) != _said(yours) or _moved(mine, yours) or _weight(mine) != _weight(yours):
             changed.append({"principle": id_, "one": _said(mine), "other": _said(yours),
                             "why": _why(one, other, a, b, mine, yours)})  # fmt: skip
     causes = sorted({cause for c in changed for cause in c["why"]})
@@ -139,7 +141,7 @@ def _flip(one: RunView, other: RunView, a: Ended, b: Ended) -> dict[str, Any]:
         "p_a": a.settled.p_a,
         "other_p_a": b.settled.p_a,
         "principles": changed,
-        "causes": causes or ["weights or fold"],
+        "causes": causes or ["fold rule"],
     }
 
 
@@ -155,6 +157,10 @@ def _said(vote: Vote | None) -> str:
     return "tie" if vote.is_tie else "a" if vote.p_a > 0.5 else "b"
 
 
+def _weight(vote: Vote | None) -> float | None:
+    return vote.weight if vote else None
+
+
 def _moved(mine: Vote | None, yours: Vote | None) -> bool:
     """Return whether a vote is differently strong, which can turn the weighted mean though every winner stays."""
     ours, theirs = (v.p_a if v and v.p_a is not None else 0.5 for v in (mine, yours))
@@ -167,9 +173,19 @@ def _why(one: RunView, other: RunView, a: Ended, b: Ended, mine: Vote | None, yo
     ours, theirs = _question(one, a, mine), _question(other, b, yours)
     if ours is None or theirs is None:
         return ["not decided in one run"]
+    found = ["weight"] if mine.weight != yours.weight else []
+    if _evidence(a, mine) == _evidence(b, yours):
+        # The same readings: what reads them differs, such as `judge.tie_margin` or `judge.on_disagreement`.
+        return [*found, "fold rule"] if _said(mine) != _said(yours) or not found else found
     parts = {"text": "text_id", "template": "template_id", "model": "judge", "mode": "mode"}
-    found = [name for name, field in parts.items() if getattr(ours, field) != getattr(theirs, field)]
-    return found or (["weight"] if mine.weight != yours.weight else ["sampling"])
+    differ = [name for name, field in parts.items() if getattr(ours, field) != getattr(theirs, field)]
+    return found + (differ or ["sampling"])
+
+
+def _evidence(end: Ended, vote: Vote) -> list[tuple[str, str, float | None]]:
+    """Return what the judgments behind a vote say, by order."""
+    by_id = {d.id: d for d in end.decisions if isinstance(d, Judgment)}
+    return sorted((by_id[i].order, by_id[i].verdict, by_id[i].p_a) for i in vote.judgment_ids)
 
 
 def _question(run: RunView, end: Ended, vote: Vote) -> Question | None:

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from cai.audit.effects import Effects, share
 from cai.audit.questions import QUESTIONS
-from cai.audit.views import Views
-from cai.evaluate.intervals import wilson
+from cai.audit.views import Look, Views
 from cai.evaluate.judging import JudgeCount
 from cai.records import Judgment, Order
 from cai.stages.admit import Accounting
@@ -18,17 +18,24 @@ LOW_MARGIN = 0.1
 """A probability nearer to one half than this is a low margin."""
 NEAR_CONSTANT = 0.05
 """A critique that makes up a larger share of all critiques than this is told."""
+MOST_TOLD = 5
+"""Recurring winners that are told in words."""
 
 
 def summary(run: RunView) -> dict[str, Any]:
     """Return the audit of a run's training phases as JSON can say it. Shares carry Wilson intervals."""
-    views = Views(run)
-    counted, judged, by_order = Accounting(), JudgeCount(run.questions), Counter[tuple[str, Order, str]]()
-    margins = Counter[bool]()
+    with Views(run) as views:
+        return _summary(run, views)
 
-    def count(end: Ended) -> None:
+
+def _summary(run: RunView, views: Views) -> dict[str, Any]:
+    counted, judged, effects = Accounting(), JudgeCount(run.questions), Effects(run.questions)
+    by_order, margins = Counter[tuple[str, Order, str]](), Counter[bool]()
+
+    def count(end: Ended, look: Look) -> None:
         counted.count(end.admission)
-        judged.add(end)
+        judged.add(end, look.words)
+        effects.add(end, *look)
         p_a = end.settled.p_a
         margins[p_a is not None and end.settled.label_source == "judge" and abs(p_a - 0.5) < LOW_MARGIN] += 1
         for d in end.decisions:
@@ -41,11 +48,12 @@ def summary(run: RunView) -> dict[str, Any]:
         "accounting": counted.as_dict(),
         "judge": judged.as_dict(),
         "verdicts": _verdicts(by_order),
-        "effects": list(_effects(views)),
+        "effects": list(effects.shares()),
+        "position": effects.position(),
         "invalid": list(views.query(QUESTIONS["invalid"].sql).dicts()),
         "low_margin": margins[True],
         "flags": _flags(views),
-        "cost": next(views.query(QUESTIONS["cost"].sql).dicts(), None),
+        "cost": _cost(views),
         "texts": _texts(views),
         "retried": list(views.query(QUESTIONS["retried"].sql).dicts()),
         "people": _people(views),
@@ -59,35 +67,14 @@ def _verdicts(counted: Counter[tuple[str, Order, str]]) -> list[dict[str, Any]]:
     return [{"principle": p, "order": order, "verdicts": dict(sorted(v.items()))} for (p, order), v in found.items()]
 
 
-# -- what moves the judge --------------------------------------------------------------------------------------------
-
-_NAMED = """FROM decisions d JOIN pairs p USING (pair_id)
-WHERE d.mode <> 'check' AND d.verdict IN ('a', 'b') AND """
-_EFFECTS = {
-    "first shown": ("d.picked_first", "1"),
-    "longer": ("(d.verdict = 'a') = (p.words_a > p.words_b)", "p.words_a <> p.words_b"),
-    "with a list": ("(d.verdict = 'a') = (p.list_a > p.list_b)", "p.list_a <> p.list_b"),
-    "written by the judge's own model": (
-        "(d.verdict = 'a') = (p.author_a = d.judge)",
-        "p.author_a IS NOT NULL AND p.author_b IS NOT NULL AND (p.author_a = d.judge) <> (p.author_b = d.judge)",
-    ),
-    "revision": ("d.verdict = 'b'", "p.source = 'revision'"),
-}
+# -- what texts tell ---------------------------------------------------------------------------------------------------
 
 
-def _effects(views: Views) -> Iterator[dict[str, Any]]:
-    """Yield how often the judge picks the answer that is first, longer, listed, its own, revised. No effect is 0.5.
-
-    The share is taken over judgments by a model that name a winner; both orders of a pair are in it.
-    """
-    for name, (hit, where) in _EFFECTS.items():
-        n, hits = views.query(f"SELECT count(*), sum({hit}) {_NAMED} {where}").rows[0]
-        yield {"picks the answer": name} | (_share(hits or 0, n) or {"value": None, "low": None, "high": None, "n": 0})
-
-
-def _share(hits: int, n: int) -> dict[str, Any] | None:
-    interval = wilson(hits, n)
-    return None if interval is None else {"value": hits / n, "low": interval[0], "high": interval[1], "n": n}
+def _cost(views: Views) -> dict[str, Any]:
+    """Return calls, tokens and seconds, also per kept pair; None is what the log does not know."""
+    found = next(views.query(QUESTIONS["cost"].sql).dicts())
+    # A session's seconds are wall time: which devices were busy, and at what price, is not in the log.
+    return found | {"gpu_seconds_per_kept_pair": None, "money_per_kept_pair": None}
 
 
 def _flags(views: Views) -> dict[str, Any]:
@@ -96,7 +83,7 @@ def _flags(views: Views) -> dict[str, Any]:
     return {
         "flagged_by_the_judge_stage": sum(f["flags"] is not None for f in found),
         "answers_that_speak_to_a_judge": len(speaking),
-        "judge_preferred_them": _share(sum(bool(f["followed"]) for f in speaking), len(speaking)),
+        "judge_preferred_them": share(sum(bool(f["followed"]) for f in speaking), len(speaking)),
     }
 
 
@@ -150,6 +137,12 @@ def told(found: dict[str, Any]) -> Iterator[str]:
     yield "the judge picks the answer that is (50% is no effect)"
     for row in found["effects"]:
         yield f"  {row['picks the answer']}: {_told(row)}"
+    if position := found["position"]:
+        yield (
+            f"  of questions asked in both orders {position['first_both_times']:,} picked the first both times, "
+            f"{position['second_both_times']:,} the second, {position['same_arm']:,} the same answer "
+            f"({position['test']}: p = {position['p_value']:.2g})"
+        )
     yield from _told_rest(found)
 
 
@@ -182,7 +175,10 @@ def _told_rest(found: dict[str, Any]) -> Iterator[str]:
     texts = found["texts"]
     for row in texts["near_constant_critiques"]:
         yield f"! the same critique {row['n']:,} times ({row['share']:.0%}): {row['text'][:80]}"
-    for row in texts["recurring_answers_that_always_win"]:
+    winners = texts["recurring_answers_that_always_win"]
+    if len(winners) > MOST_TOLD:
+        yield f"! {len(winners):,} texts win for several prompts each; the first {MOST_TOLD} (--json tells all):"
+    for row in winners[:MOST_TOLD]:
         yield f"! one text wins for {row['prompts']} prompts: {row['text'][:80]}"
     for row in found["retried"]:
         name = "retried" if row["retried"] else "asked once"
@@ -193,7 +189,7 @@ def _told_rest(found: dict[str, Any]) -> Iterator[str]:
             f"; per kept pair {cost['tokens_per_kept_pair']:,.0f} tokens and {cost['seconds_per_kept_pair']:.2f} s"
         )  # fmt: skip
         reused = "" if cost["reused_share"] is None else f", {cost['reused_share']:.0%} of answers reused"
-        yield f"cost: {cost['calls']:,} calls, {cost['seconds']:,.0f} s{reused}{per}"
+        yield f"cost: {cost['calls']:,} calls, {cost['seconds']:,.0f} s{reused}{per}; GPU-seconds and money: unknown"
     yield f"people: {found['people']['votes']} votes hold, {found['people']['overrides']} labels set by people"
 
 

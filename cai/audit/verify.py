@@ -54,6 +54,11 @@ def verify(folder: str | Path, *, expect: str | None = None) -> dict[str, Any]:
     # A byte that is no longer UTF-8 must become a finding and not an exception.
     connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
     run.__dict__["connection"] = connection
+    with run:
+        return _verified(run, connection, expect)
+
+
+def _verified(run: RunView, connection: sqlite3.Connection, expect: str | None) -> dict[str, Any]:
     found: list[Finding] = []
     try:
         for finding in _store(connection, run.folder, expect):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from cai import canon, checks
 from cai.errors import UserError
@@ -20,11 +21,12 @@ from cai.evaluate.intervals import wilson
 from cai.pairs import provenance_path
 from cai.records import Override, parse
 from cai.review.queues import stratum
-from cai.stages.settle import settle
+from cai.stages.settle import Vote, settle
 from cai.trail import Ended, RunView
 
 LIMIT_S = 60.0
 """A query that takes longer is stopped."""
+_PAIRS_AT_ONCE = 512
 _LIST = re.compile(r"(?m)^\s*(?:[-*\u2022]|\d+[.)])\s+\S")
 
 VIEWS = {
@@ -165,6 +167,7 @@ class Views:
     """A run as SQL tables. Queries can only read."""
 
     def __init__(self, run: RunView | str | Path) -> None:
+        self._owns_run = not isinstance(run, RunView)
         self.run = run if isinstance(run, RunView) else RunView(run)
         self._connection = sqlite3.connect(":memory:", uri=True, check_same_thread=False, isolation_level=None)
         # The store's own version and reading checks speak first.
@@ -177,8 +180,16 @@ class Views:
         self._has_pairs = False
 
     def close(self) -> None:
-        """Forget the tables."""
+        """Forget the tables, and close the run if it was opened here."""
         self._connection.close()
+        if self._owns_run:
+            self.run.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def query(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = (), *, limit: int | None = None) -> Table:
         """Return the rows of one SELECT, at most `limit`. Raises UserError for what SQLite refuses, or what writes."""
@@ -232,36 +243,60 @@ class Views:
             judged_by = "judge" if p.check is None else "code"
             self._insert(
                 "principles",
-                (position, p.id, p.title, p.weight, judged_by, domains, p.compare, p.critique, p.revision,
-                 constitution.line_of(p.id)),
+                [(position, p.id, p.title, p.weight, judged_by, domains, p.compare, p.critique, p.revision,
+                  constitution.line_of(p.id))],
             )  # fmt: skip
         names = ("ended", "seconds", "made", "reused", "prompt_tokens", "completion_tokens")
         for number, session in enumerate(self.run.manifest["sessions"], 1):
-            self._insert("sessions", (number, *(session.get(name) for name in names)))
+            self._insert("sessions", [(number, *(session.get(name) for name in names))])
 
-    def fold(self, each: Callable[[Ended], None] = lambda _: None) -> None:
-        """Work out `pairs` and `votes`, and call `each` with every comparison on the way."""
+    def fold(self, each: Callable[[Ended, Look], None] = lambda *_: None) -> None:
+        """Work out `pairs` and `votes`, and call `each` with every comparison and how it looks on the way."""
         self._has_pairs = True
         lines = _lines(self.run)
         authors = dict(self._connection.execute("SELECT key, model FROM store.calls WHERE kind = 'generate'"))
-        rare: set[str] = set()
-        for end in (end for phase in self.run.phases for end in self.run.ended(phase)):
-            each(end)
-            self._insert("pairs", _pair_row(self.run, end, authors, lines, rare))
-            for vote in end.settled.votes:
-                label = None
-                if vote.stand == "votes" and vote.p_a is not None:
-                    label = "tie" if vote.is_tie else "a" if vote.p_a > 0.5 else "b"
-                row = (end.comparison.id, vote.principle_id, vote.weight, vote.stand, vote.p_a, label)
-                self._insert("votes", row)
+        ended = (end for phase in self.run.phases for end in self.run.ended(phase))
+        while some := list(islice(ended, _PAIRS_AT_ONCE)):
+            looks = [Look.at(end, authors) for end in some]
+            for end, look in zip(some, looks, strict=True):
+                each(end, look)
+            self._insert("pairs", [_pair_row(self.run, e, k, lines) for e, k in zip(some, looks, strict=True)])
+            self._insert("votes", [_vote_row(end, vote) for end in some for vote in end.settled.votes])
 
-    def _insert(self, table: str, row: Sequence[Any]) -> None:
-        self._connection.execute(f"INSERT INTO temp.{table} VALUES ({','.join('?' * len(row))})", row)
+    def _insert(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
+        if rows:
+            marks = ",".join("?" * len(rows[0]))
+            self._connection.executemany(f"INSERT INTO temp.{table} VALUES ({marks})", rows)
 
 
-def _pair_row(
-    run: RunView, end: Ended, authors: dict[str, str], lines: dict[str, int], rare: set[str]
-) -> tuple[Any, ...]:
+class Look(NamedTuple):
+    """What a comparison's answers look like from outside, arm a first."""
+
+    words: tuple[int, int]
+    lists: tuple[bool, bool]
+    """Whether it has a list."""
+    authors: tuple[str | None, str | None]
+    """The models that wrote them; None where the call is not in the store."""
+
+    @classmethod
+    def at(cls, end: Ended, authors: Mapping[str, str]) -> Look:
+        """Return how a comparison's answers look; `authors` names the model of every call that wrote text."""
+        a, b = end.arms
+        return cls(
+            (checks.count_words(a.text), checks.count_words(b.text)),
+            (_LIST.search(a.text) is not None, _LIST.search(b.text) is not None),
+            (authors.get(a.call_key), authors.get(b.call_key)),
+        )
+
+
+def _vote_row(end: Ended, vote: Vote) -> tuple[Any, ...]:
+    label = None
+    if vote.stand == "votes" and vote.p_a is not None:
+        label = "tie" if vote.is_tie else "a" if vote.p_a > 0.5 else "b"
+    return end.comparison.id, vote.principle_id, vote.weight, vote.stand, vote.p_a, label
+
+
+def _pair_row(run: RunView, end: Ended, look: Look, lines: dict[str, int]) -> tuple[Any, ...]:
     a, b = end.arms
     held, pair = end.settled, end.admission.pair
     judge = held if held.label_source == "judge" else _judge_alone(run, end)
@@ -270,8 +305,7 @@ def _pair_row(
     return (
         end.comparison.id, end.comparison.phase, end.prompt.id, end.prompt.source_id, end.prompt.domain,
         end.prompt.messages[-1].content, end.comparison.source, a.id, b.id, a.text, b.text,
-        checks.count_words(a.text), checks.count_words(b.text), bool(_LIST.search(a.text)), bool(_LIST.search(b.text)),
-        authors.get(a.call_key), authors.get(b.call_key), stratum(end, rare),
+        *look.words, *look.lists, *look.authors, stratum(end, set()),
         end.admission.state, end.admission.reason, held.label, held.p_a, held.p_tie, held.confidence,
         held.label_source, held.override_id, judge.label, judge.p_a, voting,
         sum(v.stand == "abstains" for v in held.votes), chosen, lines.get(end.comparison.id),

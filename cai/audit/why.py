@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +86,7 @@ def of_pair(run: RunView, comparison_id: str, decision: str | None = None) -> di
             for d in end.decisions
             if isinstance(d, Judgment)
         ],
-        "votes": [asdict(v) for v in end.settled.votes],
+        "votes": [v._asdict() for v in end.settled.votes],
         "fold": {
             "rule": f"mean of both orders per principle; orders that differ: {run.config.judge.on_disagreement}; "
             f"weighted mean over the principles that vote; tie within {run.config.judge.tie_margin:g} of one half; "

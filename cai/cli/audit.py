@@ -60,15 +60,12 @@ def _action(actions: Any, name: str, summary: str, more: str, handle: Any) -> ar
 def handle_summary(arguments: argparse.Namespace) -> int:
     """Count and tell."""
     from cai.audit.summary import summary, told
-    from cai.cli.terminal import say, say_json
+    from cai.cli.terminal import tell
     from cai.trail import RunView
 
-    found = summary(RunView(arguments.run))
-    if arguments.json:
-        say_json(found)
-        return 0
-    for line in told(found):
-        say(line)
+    with RunView(arguments.run) as run:
+        found = summary(run)
+    tell(arguments.json, found, told(found))
     return 0
 
 
@@ -78,7 +75,7 @@ def handle_why(arguments: argparse.Namespace) -> int:
 
     from cai.audit.story import told
     from cai.audit.why import why
-    from cai.cli.terminal import say, say_json
+    from cai.cli.terminal import tell
     from cai.errors import UserError
     from cai.trail import RunView
 
@@ -88,12 +85,9 @@ def handle_why(arguments: argparse.Namespace) -> int:
     folder = Path(run[0]) if run else next((p for p in Path(what).parents if (p / "manifest.json").exists()), None)
     if folder is None:
         raise UserError(f"'{what}': of which run? write `cai audit why RUN {what}`")
-    found = why(RunView(folder), what)
-    if arguments.json:
-        say_json(found)
-        return 0
-    for line in told(found, full=arguments.full):
-        say(line)
+    with RunView(folder) as view:
+        found = why(view, what)
+    tell(arguments.json, found, told(found, full=arguments.full))
     return 0
 
 
@@ -175,7 +169,8 @@ def handle_replay(arguments: argparse.Namespace) -> int:
 
     if arguments.live is not None and arguments.live < 1:
         raise UserError("--live: expected 1 or more")
-    found = replay(RunView(arguments.run))
+    with RunView(arguments.run) as run:
+        found = replay(run)
     if arguments.live:
         from cai.pipeline.reask import reask
 
@@ -201,27 +196,20 @@ def handle_replay(arguments: argparse.Namespace) -> int:
 def handle_compare(arguments: argparse.Namespace) -> int:
     """Compare and tell."""
     from cai.audit.compare import compare, told
-    from cai.cli.terminal import say, say_json
+    from cai.cli.terminal import tell
     from cai.trail import RunView
 
-    found = compare(RunView(arguments.run), RunView(arguments.other))
-    if arguments.json:
-        say_json(found)
-        return 0
-    for line in told(found):
-        say(line)
+    with RunView(arguments.run) as one, RunView(arguments.other) as other:
+        found = compare(one, other)
+    tell(arguments.json, found, told(found))
     return 0
 
 
 def handle_export(arguments: argparse.Namespace) -> int:
     """Write and tell the files."""
     from cai.audit.export import export
-    from cai.cli.terminal import say, say_json
+    from cai.cli.terminal import tell
 
     found = export(arguments.run, arguments.format, arguments.out)
-    if arguments.json:
-        say_json(found)
-        return 0
-    for file, n in found["files"].items():
-        say(f"{n:>9,} rows  {file}")
+    tell(arguments.json, found, (f"{n:>9,} rows  {file}" for file, n in found["files"].items()))
     return 0

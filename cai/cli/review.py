@@ -160,17 +160,14 @@ def handle_next(arguments: argparse.Namespace) -> int:
 
 def handle_agreement(arguments: argparse.Namespace) -> int:
     """Count and tell."""
-    from cai.cli.terminal import say, say_json
+    from cai.cli.terminal import tell
     from cai.review.agreement import report
     from cai.review.words import told
     from cai.trail import RunView
 
-    found = report(RunView(arguments.run))
-    if arguments.json:
-        say_json(found)
-        return 0
-    for line in told(found):
-        say(line)
+    with RunView(arguments.run) as run:
+        found = report(run)
+    tell(arguments.json, found, told(found))
     return 0
 
 
@@ -235,15 +232,12 @@ def handle_similar(arguments: argparse.Namespace) -> int:
 
 def handle_export(arguments: argparse.Namespace) -> int:
     """Write tasks."""
-    from cai.cli.terminal import say, say_json
+    from cai.cli.terminal import tell
     from cai.review import Desk
     from cai.review.exchange import export
 
     written = export(Desk(arguments.run), arguments.format, arguments.out, _name(arguments))
-    if arguments.json:
-        say_json(written)
-        return 0
-    say(f"{written['items']} items written to {', '.join(written['files'])}")
+    tell(arguments.json, written, [f"{written['items']} items written to {', '.join(written['files'])}"])
     return 0
 
 

@@ -21,7 +21,8 @@ def handle(arguments: argparse.Namespace) -> int:
     from cai.cli.terminal import say, say_json, table
     from cai.trail import RunView, progress
 
-    state = progress(RunView(arguments.run))
+    with RunView(arguments.run) as run:
+        state = progress(run)
     if arguments.json:
         say_json(state)
         return 0

@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,6 +35,15 @@ def say(text: str = "") -> None:
 def say_json(value: Any) -> None:
     """Print a value as JSON, ASCII only, so that nothing in it can steer a terminal."""
     print(json.dumps(value, indent=1, ensure_ascii=True))
+
+
+def tell(as_json: bool, found: Any, lines: Iterable[str]) -> None:
+    """Print what was found: as JSON, or in these lines, which are not made where nobody reads them."""
+    if as_json:
+        say_json(found)
+        return
+    for line in lines:
+        say(line)
 
 
 def table(rows: Sequence[Sequence[Any]], head: Sequence[str] = ()) -> str:

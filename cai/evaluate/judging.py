@@ -153,10 +153,10 @@ class JudgeCount:
         self._questions = questions
         self._tallies: dict[str, Tally] = {}
 
-    def add(self, end: Ended) -> None:
-        """Count one comparison."""
+    def add(self, end: Ended, lengths: tuple[int, int] | None = None) -> None:
+        """Count one comparison, whose answers have so many words (None: they are counted here)."""
         judgments = {d.id: d for d in end.decisions if isinstance(d, Judgment)}
-        lengths = (checks.count_words(end.arms[0].text), checks.count_words(end.arms[1].text))
+        lengths = lengths or (checks.count_words(end.arms[0].text), checks.count_words(end.arms[1].text))
         for vote in end.settled.votes:
             rests_on = [judgments[id_] for id_ in vote.judgment_ids]
             self._tally(vote.principle_id, rests_on).add(vote, rests_on, lengths)

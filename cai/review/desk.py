@@ -75,6 +75,7 @@ class Desk:
 
     def close(self) -> None:
         """Close the store."""
+        self.run.close()
         self._connection.close()
 
     @property

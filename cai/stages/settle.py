@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cai.records import Decision, Judgment, Label, Order, Override, State, Withdrawal
 
+_OPPOSED = frozenset({"a", "b"})
+_NAMING = _OPPOSED | {"tie"}
 Stand = Literal["votes", "abstains", "refused", "invalid", "not_applicable", "missing"]
 
 
@@ -27,8 +29,7 @@ class Asked:
     """Both for a judge, one for a check."""
 
 
-@dataclass(frozen=True, slots=True)
-class Vote:
+class Vote(NamedTuple):
     """What one principle says about one comparison."""
 
     principle_id: str
@@ -72,7 +73,11 @@ def settle(
     `due` maps the id of every question due to its weight and orders; decisions on other questions (of an earlier
     constitution, say) are passed over. A question that is due and was not decided makes the comparison `failed`.
     """
-    votes = tuple(_vote(question, asked, decisions, on_disagreement, tie_margin) for question, asked in due.items())
+    judged: dict[str, dict[Order, Judgment]] = {}
+    for d in decisions:
+        if isinstance(d, Judgment):
+            judged.setdefault(d.question_id, {})[d.order] = d
+    votes = tuple(_vote(asked, judged.get(id_, {}), on_disagreement, tie_margin) for id_, asked in due.items())
     override = _effective_override(decisions)
     p_a, p_tie, confidence = _mean(votes)
     state = _state(votes, p_a, tie_margin)
@@ -94,13 +99,11 @@ def _by_person(comparison_id: str, override: Override, votes: tuple[Vote, ...]) 
     return Settled(comparison_id, "overridden", override.label, p_a, tie, abs(2 * p_a - 1), votes, "human", override.id)
 
 
-def _vote(question_id: str, asked: Asked, decisions: Sequence[Decision], on_disagreement: str, margin: float) -> Vote:
-    by_order: dict[Order, Judgment] = {
-        d.order: d for d in decisions if isinstance(d, Judgment) and d.question_id == question_id
-    }
+def _vote(asked: Asked, by_order: Mapping[Order, Judgment], on_disagreement: str, margin: float) -> Vote:
     found = [by_order[order] for order in asked.orders if order in by_order]
     ids = tuple(d.id for d in found)
-    p_a = sum(d.p_a for d in found) / len(found) if found and all(d.p_a is not None for d in found) else None
+    said = [d.p_a for d in found if d.p_a is not None]
+    p_a = sum(said) / len(said) if said and len(said) == len(found) else None
     stand = _stand(found, len(asked.orders), on_disagreement)
     is_tie = stand == "votes" and p_a is not None and abs(p_a - 0.5) <= margin
     return Vote(asked.principle_id, asked.weight, stand, p_a, is_tie, ids)
@@ -110,11 +113,11 @@ def _stand(found: Sequence[Judgment], n_due: int, on_disagreement: str) -> Stand
     if len(found) < n_due:
         return "missing"
     verdicts = {d.verdict for d in found}
+    if verdicts <= _NAMING:
+        return "abstains" if on_disagreement == "abstain" and verdicts >= _OPPOSED else "votes"
     for bad in ("refused", "invalid", "not_applicable"):
         if bad in verdicts:
             return bad  # type: ignore[return-value]
-    if verdicts >= {"a", "b"} and on_disagreement == "abstain":
-        return "abstains"
     return "votes"
 
 

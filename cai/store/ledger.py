@@ -11,9 +11,11 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from cai import canon, records
-from cai.records import Decision, Event, parse
+from cai import canon
+from cai.records import Decision, Event, kept, parse
 from cai.store import bulk
+
+_LABELLING = "tag IN ('judgment', 'override', 'withdrawal')"
 
 
 class Entry(NamedTuple):
@@ -103,11 +105,22 @@ def append_now(connection: sqlite3.Connection, decisions: Iterable[Event]) -> He
 def of_comparison(connection: sqlite3.Connection, comparison_id: str) -> list[Decision]:
     """Return the decisions that make a comparison's label, in the order they were made."""
     rows = connection.execute(
-        "SELECT id, tag, body FROM ledger WHERE subject = ? AND tag IN ('judgment', 'override', 'withdrawal') "
-        "ORDER BY seq",
-        (comparison_id,),
+        f"SELECT id, tag, body FROM ledger WHERE subject = ? AND {_LABELLING} ORDER BY seq", (comparison_id,)
     )
-    return [records.kept(id_, tag, body) for id_, tag, body in rows]
+    return [kept(*row) for row in rows]
+
+
+def of_comparisons(connection: sqlite3.Connection, comparison_ids: Iterable[str]) -> dict[str, list[Decision]]:
+    """As `of_comparison`, for many at once, by comparison; one without decisions is left out."""
+    rows = connection.execute(
+        "SELECT subject, id, tag, body FROM ledger WHERE subject IN (SELECT value FROM json_each(?)) "
+        f"AND {_LABELLING} ORDER BY seq",
+        (canon.dumps(list(comparison_ids)).decode(),),
+    )
+    found: dict[str, list[Decision]] = {}
+    for subject, id_, tag, body in rows.fetchall():
+        found.setdefault(subject, []).append(kept(id_, tag, body))
+    return found
 
 
 def events(connection: sqlite3.Connection, *, after: int = -1) -> Iterator[tuple[int, Event]]:
@@ -134,15 +147,15 @@ def verify(connection: sqlite3.Connection, expect: str | None = None) -> Iterato
     """
     count, last = head(connection)
     previous, wanted, met = canon.GENESIS, 0, expect in (None, canon.GENESIS)
-    for seq, id_, tag, subject, body, kept in connection.execute("SELECT * FROM ledger ORDER BY seq"):
+    for seq, id_, tag, subject, body, hash_ in connection.execute("SELECT * FROM ledger ORDER BY seq"):
         if seq != wanted:
             yield Fault(wanted, f"row {wanted} is missing: the next one found is {seq}")
         computed = canon.chain(previous, tag, body.encode())
-        if computed != kept:
+        if computed != hash_:
             yield Fault(seq, f"row {seq} does not follow from the row before it")
         yield from _verify_row(seq, id_, tag, subject, body)
-        met = met or kept == expect
-        previous, wanted = kept, seq + 1
+        met = met or hash_ == expect
+        previous, wanted = hash_, seq + 1
     if (wanted, previous) != (count, last):
         yield Fault(wanted, f"the ledger ends at {wanted} rows, its recorded head says {count}")
     if not met:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from hashlib import blake2b
+from heapq import merge
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from cai import canon
@@ -28,11 +31,11 @@ TABLES = {
 """(key, columns) of every sealed table."""
 
 
-def lines(connection: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
+def lines(connection: sqlite3.Connection) -> Iterator[tuple[str, bytes, str]]:
     """Yield (table, key, hash) of every sealed row, in order of the keys."""
     for table, (key, columns) in TABLES.items():
-        for name, *values in connection.execute(f"SELECT {key} AS k, {columns} FROM {table} ORDER BY k"):
-            yield table, str(name), blake2b(canon.dumps(values), digest_size=8).hexdigest()
+        for name, *values in connection.execute(f"SELECT CAST({key} AS BLOB), {columns} FROM {table} ORDER BY {key}"):
+            yield table, name, blake2b(canon.dumps(values), digest_size=8).hexdigest()
 
 
 def latest(connection: sqlite3.Connection) -> Seal | None:
@@ -51,7 +54,7 @@ def close(connection: sqlite3.Connection, folder: Path) -> None:
         def written() -> Iterator[bytes]:
             for table, name, digest in lines(connection):
                 rows[table] += 1
-                line = f"{table}\t{name}\t{digest}\n".encode()
+                line = b"%b\t%b\t%b\n" % (table.encode(), name, digest.encode())
                 file.write(line)
                 yield line
 
@@ -74,19 +77,35 @@ def _next(last: Seal | None) -> int:
 def differences(connection: sqlite3.Connection, folder: Path, seal: Seal) -> Iterator[tuple[str, str, str]]:
     """Yield (table, key, what) of every row that is not as sealed; table is `seal` where the file itself is not."""
     try:
-        data = (folder / NAME).read_bytes()
+        file = (folder / NAME).open("rb")
     except OSError as error:
         yield "seal", NAME, f"cannot be read ({error.strerror})"
         return
-    if canon.id_of_bytes(data) != seal.digest:
-        yield "seal", NAME, "is not the file that the ledger names"
-        return
-    sealed = {(t, name): digest for t, name, digest in (line.split("\t") for line in data.decode().splitlines())}
-    for table, name, digest in lines(connection):
-        before = sealed.pop((table, name), None)
-        if before is None:
-            yield table, name, "was added after the seal"
-        elif before != digest:
-            yield table, name, "is not what was sealed"
-    for table, name in sealed:
-        yield table, name, "was removed"
+    with file:
+        if canon.id_of_parts(iter(lambda: file.read(1 << 20), b"")) != seal.digest:
+            yield "seal", NAME, "is not the file that the ledger names"
+            return
+        file.seek(0)
+        # Both are in the order of tables and keys, so that neither has to be held.
+        sealed = ((t.decode(), name, digest.decode()) for t, name, digest in (line[:-1].split(b"\t") for line in file))
+        both = merge(
+            ((_place(line), 0, line) for line in sealed), ((_place(line), 1, line) for line in lines(connection))
+        )
+        for _, same in groupby(both, key=itemgetter(0)):
+            found = {which: line for _, which, line in same}
+            table, name, _ = found.get(0) or found[1]
+            if 0 not in found:
+                yield table, name.decode(errors="replace"), "was added after the seal"
+            elif 1 not in found:
+                yield table, name.decode(errors="replace"), "was removed"
+            elif found[0] != found[1]:
+                yield table, name.decode(errors="replace"), "is not what was sealed"
+
+
+_ORDER = {table: number for number, table in enumerate(TABLES)}
+
+
+def _place(line: tuple[str, bytes, str]) -> tuple[int, int, bytes]:
+    """Return where SQLite puts a line: numbers by their size, texts by their bytes."""
+    table, name, _ = line
+    return _ORDER[table], int(name) if table == "prompts" else 0, name

@@ -55,8 +55,7 @@ class Reckoning:
 
 def reckon(folder: Path) -> Reckoning:
     """Go through every comparison of a run, counting. Takes about a millisecond for each."""
-    run = RunView(folder)
-    try:
+    with RunView(folder) as run:
         phases: list[dict[str, Any]] = []
         ends: list[dict[str, Any]] = []
         sides = [(name, "train") for name in run.phases] + [("evaluate", "held_out")]
@@ -78,25 +77,16 @@ def reckon(folder: Path) -> Reckoning:
             if counted.comparisons:
                 phases.append({"name": name, "side": side, "counted": counted, "judged": judged.as_dict()})
         return Reckoning(phases, ends)
-    finally:
-        run.connection.close()
 
 
 def _summary(folder: Path) -> dict[str, Any]:
-    run = RunView(folder)
-    try:
+    with RunView(folder) as run:
         return summary(run)
-    finally:
-        run.connection.close()
 
 
 def _compare(one: Path, other: Path) -> dict[str, Any]:
-    views = RunView(one), RunView(other)
-    try:
-        return compare(*views)
-    finally:
-        for view in views:
-            view.connection.close()
+    with RunView(one) as ours, RunView(other) as theirs:
+        return compare(ours, theirs)
 
 
 class Later(Generic[T]):
@@ -238,8 +228,8 @@ class Run:
         self.index.close()
         if self._desk:
             self._desk[0].close()
-        if self._view is not None and "connection" in vars(self._view):
-            self._view.connection.close()
+        if self._view is not None:
+            self._view.close()
 
 
 def is_locked(path: Path) -> bool:

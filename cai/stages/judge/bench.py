@@ -11,6 +11,7 @@ from cai import canon
 from cai.config import JudgeSection
 from cai.constitution import Principle
 from cai.records import Comparison, Order, Prompt, Question
+from cai.stages.settle import Asked
 from cai.store.calls import Recorded
 from cai.templates import Fence, Templates, Turn, neutralise, transcript
 
@@ -75,12 +76,30 @@ class Bench:
 
     def chosen(self, comparison: Comparison, domain: str) -> list[Principle]:
         """Return the principles asked about this comparison: all that apply, or a number drawn by hash."""
-        able = [p for p in self.principles if p.applies_to(domain)]
+        able = self._able(domain)
         wanted = self.settings.principles
         if wanted == "all" or wanted >= len(able):
             return able
         drawn = sorted(able, key=lambda p: canon.unit_interval(self.seed, "judge", comparison.id, p.id))[:wanted]
         return [p for p in able if p in drawn]
+
+    def _able(self, domain: str) -> list[Principle]:
+        if domain not in self._by_domain:
+            self._by_domain[domain] = [p for p in self.principles if p.applies_to(domain)]
+        return self._by_domain[domain]
+
+    @cached_property
+    def _by_domain(self) -> dict[str, list[Principle]]:
+        return {}
+
+    def due(self, comparison: Comparison, domain: str) -> dict[str, Asked]:
+        """Return the questions due on a comparison, by their ids."""
+        return dict(self._due[p.id] for p in self.chosen(comparison, domain))
+
+    @cached_property
+    def _due(self) -> dict[str, tuple[str, Asked]]:
+        asked = {p.id: Asked(p.id, p.weight, self.orders(p)) for p in self.principles}
+        return {p.id: (self.question(p).id, asked[p.id]) for p in self.principles}
 
     def seated(self, judge: Recorded | None) -> tuple[Seat, ...]:
         """Return the judges that sit: those of the config, or the run's judge alone."""
