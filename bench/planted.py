@@ -53,8 +53,8 @@ def measured(a: argparse.Namespace) -> dict[str, Any]:
     from cai import canon
     from cai.config import DpoSection
     from cai.evaluate.intervals import wilson
-    from cai.evaluate.texts import repeated_share, words
     from cai.model.fetch import resolve
+    from cai.texts import repeated_share, words
     from cai.train import dpo
     from cai.train.data import load_tokenizer
 

@@ -15,7 +15,7 @@ from cai.errors import UserError
 from cai.train.files import DataFile
 from cai.train.mix import Built, build
 from cai.train.rows import load_answers, load_hh, load_pairs
-from tests.test_train import message, write
+from tests.training import message, write
 
 TOPICS = "apples boats clocks drums engines forests gardens hills islands jars kites lamps maps nests oceans".split()
 

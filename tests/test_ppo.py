@@ -1,14 +1,8 @@
-"""PPO, GRPO and RLOO end to end on a tiny model: what they learn, where they stop, and that a kill changes nothing."""
+"""PPO, GRPO and RLOO end to end on a tiny model: what they learn, and where they stop."""
 
 from __future__ import annotations
 
 import json
-import random
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +13,9 @@ from cai.config import GroupSection, PpoSection
 from cai.errors import UserError
 from tests.planted import CountsRed, best_under, mean_of, trees, write_prompts
 from tests.tiny import make_model
+from tests.training import curve, one_thread
+
+__all__ = ["one_thread"]
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the trainers' libraries deprecate as they please
 
@@ -42,25 +39,9 @@ principles:
 """
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A model this small only waits for its own threads, and with one the sums come out the same everywhere."""
-    import torch
-
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes it starts
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("tiny"))
-
-
-def curve(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
 
 
 def constitution(folder: Path, rule: str) -> str:
@@ -363,85 +344,3 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_trained(
     monkeypatch.setattr(imports, "is_trackio_available", lambda: False)
     with pytest.raises(UserError, match=r"train\.track: 'trackio' is not installed"):
         Trackers(["trackio"], "run", tmp_path)
-
-
-# --- a kill -------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def started(spec: Path) -> Iterator[subprocess.Popen[str]]:
-    with open(spec.with_suffix(".log"), "a") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cai.train.run", str(spec)], stdout=subprocess.PIPE, stderr=log, text=True
-        )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def steps_of(process: subprocess.Popen[str]) -> Iterator[int]:
-    assert process.stdout is not None
-    for line in process.stdout:
-        said = json.loads(line)
-        if said.get("step"):
-            yield said["step"]
-
-
-def test_a_killed_ppo_goes_on_and_its_curve_is_the_undisturbed_one(tiny: Path, tmp_path: Path) -> None:
-    """Stopped by SIGTERM at a random step, then killed with -9 at another, then finished."""
-    from cai.train import ppo
-
-    rows = write_prompts(tmp_path / "prompts.jsonl")
-    held_out = write_prompts(tmp_path / "held_out.jsonl", ["e", "f", "g"])
-    settings = PpoSection.model_validate(
-        {
-            **COMMON,
-            "max_steps": 40,
-            "minibatches": 2,
-            "lora": {"r": 4, "dropout": 0.1},
-            "save_steps": 4,
-            "schedule": "cosine",
-            "kl": {"beta": 0.1, "target": 2.0},
-            "rollouts": "in_process",
-            "reward": {"checks_weight": 1.0},
-            "watch": {"every": 6, "kl_ceiling": None, "judge_fall": None},
-        }
-    )
-    told = {"constitution": constitution(tmp_path, "must_match"), "held_out": str(held_out)}
-    common = {"seed": 4, "device": "cpu", "dtype": "float32"}
-    ppo.train(rows, str(tiny), tmp_path / "whole", settings, **common, spec=told)
-    out, spec = tmp_path / "out", tmp_path / "spec.json"
-    spec.write_text(
-        json.dumps(
-            {
-                "method": "ppo",
-                "rows": str(rows),
-                "base": str(tiny),
-                "out": str(out),
-                "settings": settings.model_dump(mode="json"),
-                **common,
-                **told,
-            }
-        )
-    )
-    dice = random.SystemRandom()
-    at = [dice.randint(2, 15), dice.randint(2, 15)]
-    with started(spec) as process:
-        assert any(step == at[0] for step in steps_of(process)), spec.with_suffix(".log").read_text()
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=120)
-        assert process.returncode == 130, (at, spec.with_suffix(".log").read_text())
-    stopped = curve(out)[-1]["step"]
-    with started(spec) as process:
-        seen = steps_of(process)
-        assert next(seen) == stopped + 1, "it goes on where the first one stopped"
-        assert any(step >= stopped + at[1] for step in seen)
-    assert not (out / "checkpoint.json").exists()
-    ppo.train(rows, str(tiny), out, settings, **common, spec=told)
-    ours, theirs = curve(out), curve(tmp_path / "whole")
-    assert [row["step"] for row in ours] == list(range(41))
-    for name in ("loss", "reward", "kl", "entropy", "beta", "held_out_checks", "held_out_kl"):
-        each, undisturbed = ({r["step"]: r[name] for r in rows if name in r} for rows in (ours, theirs))
-        assert each == pytest.approx(undisturbed, abs=1e-4), (name, at)

@@ -10,8 +10,8 @@ import pytest
 
 from cai.config import RewardSection
 from cai.errors import UserError
-from tests.test_train import SETTINGS, message, one_thread, planted_pairs, write
 from tests.tiny import make_model
+from tests.training import SETTINGS, message, one_thread, planted_pairs, write
 
 __all__ = ["one_thread"]
 pytestmark = pytest.mark.filterwarnings("ignore")
