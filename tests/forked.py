@@ -72,6 +72,25 @@ def training(
         started.close()
 
 
+def told_by(work: Callable[[Any], Any], item: Any) -> Any:
+    """Return what `work(item)` returns in a process of its own."""
+    ours, theirs = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(target=_tell, args=(work, item, theirs))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    finally:
+        process.join()
+
+
+def _tell(work: Callable[[Any], Any], item: Any, out: Connection) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    out.send(work(item))
+
+
 def _train(spec: str, said: Connection, environment: dict[str, str], dies: tuple[int, float] | None) -> None:
     os.environ.update(environment)
     os.dup2(said.fileno(), 1)

@@ -40,7 +40,14 @@ def spec_of(method: str, folder: Path) -> dict[str, Any]:
     path = write(folder / "rows.jsonl", rows)
     if method == "ppo":
         path = write_prompts(path, list("abcdefgh"))
-        settings |= {"epochs": 99.0, "max_steps": 12, "max_new_tokens": 3, "minibatches": 2, "watch": {"every": 6}}
+        settings |= {
+            "epochs": 99.0,
+            "max_steps": 12,
+            "max_new_tokens": 3,
+            "minibatches": 2,
+            "learning_rate": 0.001,
+            "watch": {"every": 6},
+        }
         (folder / "constitution.yaml").write_text(CONSTITUTION)
         further["constitution"] = str(folder / "constitution.yaml")
         further["held_out"] = str(write_prompts(folder / "held_out.jsonl", ["i", "j", "k"]))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
+import sys
+import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -207,13 +212,10 @@ def test_a_curve_tells_everything_and_the_checkpoint_names_its_rewards(tiny: Pat
 
 @pytest.mark.parametrize("method", ["grpo", "rloo"])
 def test_groups_learn_the_planted_reward_through_trl(method: str, tiny: Path, tmp_path: Path) -> None:
-    from cai.train import grpo
-
+    train = importlib.import_module(f"cai.train.{method}").train
     settings = GroupSection.model_validate({**COMMON, "max_steps": 12, "answers": 8, "beta": 0.05, "lora": None})
     rows = write_prompts(tmp_path / "prompts.jsonl")
-    grpo.train_group(
-        method, rows, str(tiny), tmp_path / "out", settings, device="cpu", dtype="float32", sources=[(CountsRed(), 1.0)]
-    )
+    train(rows, str(tiny), tmp_path / "out", settings, device="cpu", dtype="float32", sources=[(CountsRed(), 1.0)])
     lines = curve(tmp_path / "out")
     assert [row["step"] for row in lines] == list(range(1, 13))
     assert lines[-1]["reward_red"] > lines[0]["reward_red"] + 0.5
@@ -344,3 +346,45 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_trained(
     monkeypatch.setattr(imports, "is_trackio_available", lambda: False)
     with pytest.raises(UserError, match=r"train\.track: 'trackio' is not installed"):
         Trackers(["trackio"], "run", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_tracker_is_sent_every_figure_when_it_is_asked_for(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate.utils import imports
+
+    from cai.train import run
+
+    sent: list[Any] = []
+
+    class Run:
+        def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+            sent.append((step, values))
+
+        def finish(self) -> None:
+            sent.append("finished")
+
+    def trains(spec: dict[str, Any], on_step: Any, stop: Any) -> None:
+        for step in (1, 2):
+            on_step({"step": step, "loss": 1 / step, "note": "no figure"})
+
+    monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(init=lambda project: sent.append(project) or Run()))
+    monkeypatch.setattr(imports, f"is_{name}_available", lambda: True)
+    monkeypatch.setattr(run, "_train", trains)
+    file = tmp_path / "training.yaml"
+    write_prompts(tmp_path / "rows.jsonl")
+    file.write_text(f"method: sft\nbase: x\nrows: rows.jsonl\nout: {tmp_path}/mine\ntrain: {{track: [{name}]}}\n")
+    run.train_with(run.read_spec(file), lambda row: None, threading.Event())
+    assert sent == ["mine", (1, {"loss": 1.0}), (2, {"loss": 0.5}), "finished"]
+    sent.clear()
+    run.train_with(run.read_spec(file, ["train.track=[]"]), lambda row: None, threading.Event())
+    assert not sent, "nothing is sent unless it was asked for"
+
+
+def test_the_methods_that_sample_are_called_alike() -> None:
+    from cai.train import grpo, ppo, rloo
+
+    parameters = [inspect.signature(method.train).parameters for method in (ppo, grpo, rloo)]
+    kinds = [[(p.name, p.kind, p.default) for p in each.values()] for each in parameters]
+    assert kinds[0] == kinds[1] == kinds[2]
