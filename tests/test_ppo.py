@@ -313,6 +313,22 @@ def test_a_figure_that_is_not_finite_is_never_trained_on(
     assert not (tmp_path / "out" / "checkpoint.json").exists()
 
 
+def test_what_a_server_reads_again_has_an_output_layer_of_its_own(tiny: Path, tmp_path: Path) -> None:
+    """vLLM keeps the old output layer of a model that is told to share it with the embedding."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from cai.train.rollouts import InProcess
+
+    tied = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny, tie_word_embeddings=True))
+    InProcess(tied, frozenset()).save(tmp_path / "served")
+    held = load_file(tmp_path / "served" / "model.safetensors")
+    assert torch.equal(held["lm_head.weight"], held["model.embed_tokens.weight"])
+    assert json.loads((tmp_path / "served" / "config.json").read_text())["tie_word_embeddings"] is False
+    assert tied.config.tie_word_embeddings and tied.lm_head.weight is tied.model.embed_tokens.weight
+
+
 # --- bad input ----------------------------------------------------------------------------------------------------
 
 
@@ -334,6 +350,23 @@ def test_prompts_that_cannot_be_used_are_named(tmp_path: Path, tiny: Path) -> No
     assert len(kept) == 1 and dropped == {"prompt too long": 1}
     with pytest.raises(UserError, match="all 2 prompts are longer than 3 tokens"):
         render(rows, renderer, 3)
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo"])
+def test_what_cannot_be_sampled_from_is_refused_before_anything_is_written(method: str, tmp_path: Path) -> None:
+    train = importlib.import_module(f"cai.train.{method}").train
+    model = make_model(tmp_path / "model")
+    section = PpoSection if method == "ppo" else GroupSection
+    settings = section.model_validate({**COMMON, "max_steps": 1})
+    rows = write_prompts(tmp_path / "prompts.jsonl", ["a", "a " * 250])
+    told = {"device": "cpu", "dtype": "float32", "sources": [(CountsRed(), 1.0)]}
+    with pytest.raises(UserError, match="prompt a a .* tokens and 3 to answer with, but .* reads at most 256"):
+        train(rows, str(model), tmp_path / "out", settings, **told)
+    assert not (tmp_path / "out" / "state").exists()
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    with pytest.raises(UserError, match="found pytorch_model.bin, a pickle"):
+        train(rows, str(model), tmp_path / "pickle", settings, **told)
+    assert not (tmp_path / "pickle").exists()
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_trained(
