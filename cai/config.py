@@ -341,6 +341,11 @@ class Phase(Section):
     it is), PPO, GRPO or RLOO on the prompts alone (the answers are sampled while training, and rewarded), or
     nothing."""
 
+    @property
+    def walks(self) -> bool:
+        """Whether the prompts are walked: a training that samples for itself needs it only for pairs."""
+        return self.train not in SAMPLING or bool(self.pairs or self.revisions)
+
 
 class LoraSection(Section):
     """Low-rank adapters (Hu et al. 2021)."""

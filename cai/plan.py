@@ -89,7 +89,7 @@ class Planner:
     def _phase(self, phase: Phase, name: str) -> PhasePlan:
         plan = PhasePlan(name)
         seed = Walk(phase, name, self.config, None, None, self.bench).seed  # type: ignore[arg-type]
-        for prompt in self.divided.prompts("train"):
+        for prompt in self.divided.prompts("train") if phase.walks else ():
             surely_revised, may_be_revised = self._chains(plan, phase, prompt, seed)
             n_samples = phase.samples * (phase.samples - 1) // 2
             exact = min(n_samples, phase.max_pairs) if "samples" in phase.pairs else 0

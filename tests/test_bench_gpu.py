@@ -9,6 +9,7 @@ import pytest
 
 from bench import gpu
 from bench.gpu import SHAPES, flops_per_token, peak_of
+from tests import forked
 
 
 def test_weights_of_known_shapes() -> None:
@@ -47,8 +48,9 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert "sees no CUDA device" in capsys.readouterr().err and not (tmp_path / "gpu.json").exists()
 
 
-def test_everything_it_measures_is_measured_on_a_tiny_model(tmp_path: Path) -> None:
+def test_everything_it_measures_is_measured_on_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "gpu.json"
+    monkeypatch.setattr(gpu, "measure_apart", lambda job: forked.told_by(gpu._job, job))
     assert gpu.main(["--shape", "tiny", "--steps", "4", "--out", str(out)]) == 0
     told = json.loads(out.read_text(encoding="utf-8"))
     found = told["shapes"]["tiny"]
@@ -63,6 +65,6 @@ def test_everything_it_measures_is_measured_on_a_tiny_model(tmp_path: Path) -> N
 
 def test_what_fails_takes_no_other_measurement_with_it(tmp_path: Path) -> None:
     told = gpu.measure_apart(
-        {"what": "sft", "shape": "tiny", "folder": str(tmp_path), "base": str(tmp_path / "none"), "steps": 2}
+        {"what": "model", "shape": "none", "folder": str(tmp_path), "base": str(tmp_path / "base"), "steps": 2}
     )
-    assert "none" in told["error"]
+    assert "KeyError: 'none'" in told["error"]

@@ -4,52 +4,94 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.test_train import planted_pairs, write
+from tests.forked import training
+from tests.planted import write_prompts
 from tests.tiny import make_model
+from tests.training import curve, planted_pairs, write
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "accelerate" / "cpu.yaml"
+CONSTITUTION = """\
+schema: 1
+name: planted
+description: Kept by about half of what the untrained model says.
+principles: [{id: planted, title: Planted, revision: x, check: {must_match: [e]}}]
+"""
 
 
-def curve_of(spec: dict[str, Any], folder: Path, *, processes: int) -> list[float]:
-    """Train in `processes` processes and return the losses."""
-    out = folder / f"{spec['method']}-{processes}"
-    path = out.with_suffix(".json")
-    path.write_text(json.dumps({**spec, "out": str(out)}))
-    launch = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIG)] if processes > 1 else []
-    command = [sys.executable, *launch, "-m", "cai.train.run", str(path)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = (out / "curve.jsonl").read_text().splitlines()
-    assert (out / "checkpoint.json").exists()
-    return [json.loads(line)["loss"] for line in lines]
-
-
-@pytest.mark.parametrize("method", ["sft", "dpo", "reward"])
-def test_two_processes_give_the_loss_curve_of_one(method: str, tmp_path: Path) -> None:
-    tiny = make_model(tmp_path / "tiny", pad=True)
+def spec_of(method: str, folder: Path) -> dict[str, Any]:
+    """Return a training of 12 steps."""
     rows = [{**row, "weight": 1 + i % 3} for i, row in enumerate(planted_pairs(48))]
+    settings = {"learning_rate": 0.01, "epochs": 2.0, "batch_size": 8, "micro_batch_size": 4, "lora": {"r": 8}}
+    further: dict[str, Any] = {}
     if method == "sft":
         said = [row["chosen"][0]["content"] for row in rows]
         rows = [{"prompt": r["prompt"], "completion": text, "id": text} for r, text in zip(rows, said, strict=True)]
-    spec = {
-        "method": method,
-        "rows": str(write(tmp_path / "rows.jsonl", rows)),
-        "base": str(tiny),
-        "seed": 2,
-        "device": "cpu",
-        "dtype": "float32",
-        "settings": {"learning_rate": 0.01, "epochs": 2.0, "batch_size": 8, "micro_batch_size": 4, "lora": {"r": 8}},
+    elif method == "reward":
+        settings["held_out"] = 0.0
+    path = write(folder / "rows.jsonl", rows)
+    if method == "ppo":
+        path = write_prompts(path, list("abcdefgh"))
+        settings |= {
+            "epochs": 99.0,
+            "max_steps": 12,
+            "max_new_tokens": 3,
+            "minibatches": 2,
+            "learning_rate": 0.001,
+            "watch": {"every": 6},
+        }
+        (folder / "constitution.yaml").write_text(CONSTITUTION)
+        further["constitution"] = str(folder / "constitution.yaml")
+        further["held_out"] = str(write_prompts(folder / "held_out.jsonl", ["i", "j", "k"]))
+    told = {"method": method, "rows": str(path), "base": str(make_model(folder / "tiny", pad=True)), "seed": 2}
+    return {**told, "device": "cpu", "dtype": "float32", "settings": settings, **further}
+
+
+def losses(spec: dict[str, Any], folder: Path, *, processes: int, launched: bool = False) -> list[float]:
+    """Train in `processes` processes, told of each other as `accelerate launch` tells them; return the losses."""
+    out = folder / f"out-{processes}"
+    path = out.with_suffix(".json")
+    path.write_text(json.dumps({**spec, "out": str(out)}))
+    if launched:
+        command = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIG), "-m", "cai.train.run", str(path)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=env, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+    else:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        with ExitStack() as stack:
+            ranks = [stack.enter_context(training(path, environment(i, processes, port))) for i in range(processes)]
+            for rank in ranks:
+                assert rank.wait() == 0, rank.log.read_text()[-3000:]
+    assert (out / "checkpoint.json").exists()
+    return [row["loss"] for row in curve(out) if row["step"]]
+
+
+def environment(rank: int, processes: int, port: int) -> dict[str, str]:
+    """Return what `accelerate launch` sets for one process of several on a CPU."""
+    if processes == 1:
+        return {}
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    return {
+        **{name: str(number) for name, number in numbers.items()},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"},
     }
-    if method == "reward":
-        spec["settings"]["held_out"] = 0.0
-    one, two = (curve_of(spec, tmp_path, processes=n) for n in (1, 2))
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "reward", "ppo"])
+def test_two_processes_give_the_loss_curve_of_one(method: str, tmp_path: Path) -> None:
+    spec = spec_of(method, tmp_path)
+    one = losses(spec, tmp_path, processes=1)
+    two = losses(spec, tmp_path, processes=2, launched=method == "dpo")
     assert len(one) == 12 and max(one) - min(one) > 0.01
     assert two == pytest.approx(one, abs=1e-3)

@@ -15,7 +15,7 @@ from cai.errors import UserError
 from cai.train.files import DataFile
 from cai.train.mix import Built, build
 from cai.train.rows import load_answers, load_hh, load_pairs
-from tests.test_train import message, write
+from tests.training import message, write
 
 TOPICS = "apples boats clocks drums engines forests gardens hills islands jars kites lamps maps nests oceans".split()
 
@@ -130,6 +130,24 @@ def test_a_saved_dataset_is_read_as_its_rows_are(tmp_path: Path) -> None:
         load_pairs(tmp_path / "other")
     with pytest.raises(UserError, match="not a folder saved by datasets"):
         load_pairs(tmp_path)
+
+
+def test_a_source_may_name_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set" / "train.jsonl", pairs(6, "x"))
+    write(tmp_path / "set" / "test.jsonl", [*pairs(2, "y"), {**pairs(1, "z")[0], "chosen": ""}])
+    source = {"name": "named", "dataset": str(tmp_path / "set")}
+    built = build(file_of(tmp_path, sources=[source], held_out=0.0))
+    assert built.counts["named"]["read"] == built.counts["named"]["train"] == 6
+    with pytest.raises(UserError, match=r"set\[test\]:3: 'chosen' must be"):
+        build(file_of(tmp_path, sources=[{**source, "split": "test"}]))
+    with pytest.raises(UserError, match=r"set\[validation\]: cannot be loaded .*check name, split and network"):
+        build(file_of(tmp_path, sources=[{**source, "split": "validation"}]))
+    with pytest.raises(ValueError, match="exactly one of 'path' and 'dataset'"):
+        file_of(tmp_path, sources=[{**source, "path": "x.jsonl"}])
 
 
 def test_answers_to_score_are_read_from_either_kind_of_row(tmp_path: Path) -> None:

@@ -1,14 +1,13 @@
-"""PPO, GRPO and RLOO end to end on a tiny model: what they learn, where they stop, and that a kill changes nothing."""
+"""PPO, GRPO and RLOO end to end on a tiny model: what they learn, and where they stop."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
-import random
-import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,9 @@ from cai.config import GroupSection, PpoSection
 from cai.errors import UserError
 from tests.planted import CountsRed, best_under, mean_of, trees, write_prompts
 from tests.tiny import make_model
+from tests.training import curve, one_thread
+
+__all__ = ["one_thread"]
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the trainers' libraries deprecate as they please
 
@@ -42,25 +44,9 @@ principles:
 """
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A model this small only waits for its own threads, and with one the sums come out the same everywhere."""
-    import torch
-
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes it starts
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("tiny"))
-
-
-def curve(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
 
 
 def constitution(folder: Path, rule: str) -> str:
@@ -226,13 +212,10 @@ def test_a_curve_tells_everything_and_the_checkpoint_names_its_rewards(tiny: Pat
 
 @pytest.mark.parametrize("method", ["grpo", "rloo"])
 def test_groups_learn_the_planted_reward_through_trl(method: str, tiny: Path, tmp_path: Path) -> None:
-    from cai.train import grpo
-
+    train = importlib.import_module(f"cai.train.{method}").train
     settings = GroupSection.model_validate({**COMMON, "max_steps": 12, "answers": 8, "beta": 0.05, "lora": None})
     rows = write_prompts(tmp_path / "prompts.jsonl")
-    grpo.train_group(
-        method, rows, str(tiny), tmp_path / "out", settings, device="cpu", dtype="float32", sources=[(CountsRed(), 1.0)]
-    )
+    train(rows, str(tiny), tmp_path / "out", settings, device="cpu", dtype="float32", sources=[(CountsRed(), 1.0)])
     lines = curve(tmp_path / "out")
     assert [row["step"] for row in lines] == list(range(1, 13))
     assert lines[-1]["reward_red"] > lines[0]["reward_red"] + 0.5
@@ -330,6 +313,22 @@ def test_a_figure_that_is_not_finite_is_never_trained_on(
     assert not (tmp_path / "out" / "checkpoint.json").exists()
 
 
+def test_what_a_server_reads_again_has_an_output_layer_of_its_own(tiny: Path, tmp_path: Path) -> None:
+    """vLLM keeps the old output layer of a model that is told to share it with the embedding."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from cai.train.rollouts import InProcess
+
+    tied = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny, tie_word_embeddings=True))
+    InProcess(tied, frozenset()).save(tmp_path / "served")
+    held = load_file(tmp_path / "served" / "model.safetensors")
+    assert torch.equal(held["lm_head.weight"], held["model.embed_tokens.weight"])
+    assert json.loads((tmp_path / "served" / "config.json").read_text())["tie_word_embeddings"] is False
+    assert tied.config.tie_word_embeddings and tied.lm_head.weight is tied.model.embed_tokens.weight
+
+
 # --- bad input ----------------------------------------------------------------------------------------------------
 
 
@@ -353,6 +352,23 @@ def test_prompts_that_cannot_be_used_are_named(tmp_path: Path, tiny: Path) -> No
         render(rows, renderer, 3)
 
 
+@pytest.mark.parametrize("method", ["ppo", "grpo"])
+def test_what_cannot_be_sampled_from_is_refused_before_anything_is_written(method: str, tmp_path: Path) -> None:
+    train = importlib.import_module(f"cai.train.{method}").train
+    model = make_model(tmp_path / "model")
+    section = PpoSection if method == "ppo" else GroupSection
+    settings = section.model_validate({**COMMON, "max_steps": 1})
+    rows = write_prompts(tmp_path / "prompts.jsonl", ["a", "a " * 250])
+    told = {"device": "cpu", "dtype": "float32", "sources": [(CountsRed(), 1.0)]}
+    with pytest.raises(UserError, match="prompt a a .* tokens and 3 to answer with, but .* reads at most 256"):
+        train(rows, str(model), tmp_path / "out", settings, **told)
+    assert not (tmp_path / "out" / "state").exists()
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    with pytest.raises(UserError, match="found pytorch_model.bin, a pickle"):
+        train(rows, str(model), tmp_path / "pickle", settings, **told)
+    assert not (tmp_path / "pickle").exists()
+
+
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,83 +381,43 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_trained(
         Trackers(["trackio"], "run", tmp_path)
 
 
-# --- a kill -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_tracker_is_sent_every_figure_when_it_is_asked_for(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate.utils import imports
+
+    from cai.train import run
+
+    sent: list[Any] = []
+
+    class Run:
+        def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+            sent.append((step, values))
+
+        def finish(self) -> None:
+            sent.append("finished")
+
+    def trains(spec: dict[str, Any], on_step: Any, stop: Any) -> None:
+        for step in (1, 2):
+            on_step({"step": step, "loss": 1 / step, "note": "no figure"})
+
+    monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(init=lambda project: sent.append(project) or Run()))
+    monkeypatch.setattr(imports, f"is_{name}_available", lambda: True)
+    monkeypatch.setattr(run, "_train", trains)
+    file = tmp_path / "training.yaml"
+    write_prompts(tmp_path / "rows.jsonl")
+    file.write_text(f"method: sft\nbase: x\nrows: rows.jsonl\nout: {tmp_path}/mine\ntrain: {{track: [{name}]}}\n")
+    run.train_with(run.read_spec(file), lambda row: None, threading.Event())
+    assert sent == ["mine", (1, {"loss": 1.0}), (2, {"loss": 0.5}), "finished"]
+    sent.clear()
+    run.train_with(run.read_spec(file, ["train.track=[]"]), lambda row: None, threading.Event())
+    assert not sent, "nothing is sent unless it was asked for"
 
 
-@contextmanager
-def started(spec: Path) -> Iterator[subprocess.Popen[str]]:
-    with open(spec.with_suffix(".log"), "a") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cai.train.run", str(spec)], stdout=subprocess.PIPE, stderr=log, text=True
-        )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def test_the_methods_that_sample_are_called_alike() -> None:
+    from cai.train import grpo, ppo, rloo
 
-
-def steps_of(process: subprocess.Popen[str]) -> Iterator[int]:
-    assert process.stdout is not None
-    for line in process.stdout:
-        said = json.loads(line)
-        if said.get("step"):
-            yield said["step"]
-
-
-def test_a_killed_ppo_goes_on_and_its_curve_is_the_undisturbed_one(tiny: Path, tmp_path: Path) -> None:
-    """Stopped by SIGTERM at a random step, then killed with -9 at another, then finished."""
-    from cai.train import ppo
-
-    rows = write_prompts(tmp_path / "prompts.jsonl")
-    held_out = write_prompts(tmp_path / "held_out.jsonl", ["e", "f", "g"])
-    settings = PpoSection.model_validate(
-        {
-            **COMMON,
-            "max_steps": 40,
-            "minibatches": 2,
-            "lora": {"r": 4, "dropout": 0.1},
-            "save_steps": 4,
-            "schedule": "cosine",
-            "kl": {"beta": 0.1, "target": 2.0},
-            "rollouts": "in_process",
-            "reward": {"checks_weight": 1.0},
-            "watch": {"every": 6, "kl_ceiling": None, "judge_fall": None},
-        }
-    )
-    told = {"constitution": constitution(tmp_path, "must_match"), "held_out": str(held_out)}
-    common = {"seed": 4, "device": "cpu", "dtype": "float32"}
-    ppo.train(rows, str(tiny), tmp_path / "whole", settings, **common, spec=told)
-    out, spec = tmp_path / "out", tmp_path / "spec.json"
-    spec.write_text(
-        json.dumps(
-            {
-                "method": "ppo",
-                "rows": str(rows),
-                "base": str(tiny),
-                "out": str(out),
-                "settings": settings.model_dump(mode="json"),
-                **common,
-                **told,
-            }
-        )
-    )
-    dice = random.SystemRandom()
-    at = [dice.randint(2, 15), dice.randint(2, 15)]
-    with started(spec) as process:
-        assert any(step == at[0] for step in steps_of(process)), spec.with_suffix(".log").read_text()
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=120)
-        assert process.returncode == 130, (at, spec.with_suffix(".log").read_text())
-    stopped = curve(out)[-1]["step"]
-    with started(spec) as process:
-        seen = steps_of(process)
-        assert next(seen) == stopped + 1, "it goes on where the first one stopped"
-        assert any(step >= stopped + at[1] for step in seen)
-    assert not (out / "checkpoint.json").exists()
-    ppo.train(rows, str(tiny), out, settings, **common, spec=told)
-    ours, theirs = curve(out), curve(tmp_path / "whole")
-    assert [row["step"] for row in ours] == list(range(41))
-    for name in ("loss", "reward", "kl", "entropy", "beta", "held_out_checks", "held_out_kl"):
-        each, undisturbed = ({r["step"]: r[name] for r in rows if name in r} for rows in (ours, theirs))
-        assert each == pytest.approx(undisturbed, abs=1e-4), (name, at)
+    parameters = [inspect.signature(method.train).parameters for method in (ppo, grpo, rloo)]
+    kinds = [[(p.name, p.kind, p.default) for p in each.values()] for each in parameters]
+    assert kinds[0] == kinds[1] == kinds[2]

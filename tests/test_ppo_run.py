@@ -55,6 +55,7 @@ def test_every_call_to_the_judge_while_training_is_kept(said: dict) -> None:
 
 
 def test_the_checkpoint_is_not_stale_and_the_report_draws_its_curves(said: dict) -> None:
+    assert said["by_kind"]["made"]["generate"] == 2 * said["prompts"]["held_out"], "no training prompt was walked"
     assert said["stale"] == [] and RunView(said["run"]).manifest["phases"]["rl"]["state"] == "trained"
     page = (Path(said["run"]) / "report.html").read_text(encoding="utf-8")
     assert "divergence from the reference" in page and "over √KL" in page

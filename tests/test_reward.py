@@ -10,8 +10,8 @@ import pytest
 
 from cai.config import RewardSection
 from cai.errors import UserError
-from tests.test_train import SETTINGS, message, one_thread, planted_pairs, write
 from tests.tiny import make_model
+from tests.training import SETTINGS, message, one_thread, planted_pairs, write
 
 __all__ = ["one_thread"]
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -255,6 +255,34 @@ def test_the_saved_adapter_is_one_that_transformers_reads(tiny: Path, tmp_path: 
     model.config.pad_token_id = tokenizer.pad_token_id
     ids = tokenizer.apply_chat_template([*row["prompt"], *row["chosen"]], return_tensors="pt", return_dict=True)
     assert model(**ids).logits.item() == pytest.approx(ours, abs=1e-5)
+
+
+@pytest.mark.parametrize("pad", [True, False])
+def test_a_merged_reward_model_judges_as_it_was_trained(
+    pad: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import asyncio
+
+    from cai.cli import main
+    from cai.engine.model import Reward
+    from cai.engine.reward import RewardModel
+    from cai.templates import Turn
+
+    row = planted_pairs(1, seed=4)[0]
+    out = trained(make_model(tmp_path / "base", pad=pad), tmp_path / "out", planted_pairs(16), epochs=1.0)
+    said = [row["chosen"][0]["content"], row["rejected"][0]["content"]]
+    ours = scores_of(out, [row])[0, :, 0].tolist()
+    assert main(["reward", "merge", str(out), "--json"]) == 0
+    model = RewardModel.load(json.loads(capsys.readouterr().out)["path"], identity="rm")
+
+    async def ask() -> list[float | None]:
+        turns = (Turn("user", row["prompt"][0]["content"]),)
+        replies = await asyncio.gather(*(model.reward(Reward(turns, text)) for text in said))
+        await model.close()
+        return [reply.reward for reply in replies]
+
+    assert asyncio.run(ask()) == pytest.approx(ours, abs=1e-5)
+    assert main(["reward", "merge", str(out)]) == 2, "what is there is not written over"
 
 
 def test_a_share_of_the_prompts_is_held_out_by_itself(tiny: Path, tmp_path: Path) -> None:

@@ -6,66 +6,21 @@ import json
 import os
 import pickle
 import random
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cai import canon
 from cai.config import DpoSection, SftSection
 from cai.errors import TrainError, UserError
 from cai.train.data import training_order
 from cai.train.rows import load_pairs, load_sft
 from tests.tiny import WORDS, make_model
+from tests.training import SETTINGS, margins, message, one_thread, planted_pairs, write
+
+__all__ = ["one_thread"]
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the trainers' libraries deprecate as they please
-
-
-def write(path: Path, rows: list[Any]) -> Path:
-    path.write_bytes(b"".join(canon.dumps(r) + b"\n" for r in rows))
-    return path
-
-
-def message(text: str, role: str = "user") -> list[dict[str, str]]:
-    return [{"role": role, "content": text}]
-
-
-def planted_pairs(n: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Return pairs whose chosen answer always says `red` and never `blue`; the rejected one the other way round."""
-    dice = random.Random(seed)
-    plain = [w for w in WORDS if w not in ("red", "blue")]
-
-    def around(word: str) -> str:
-        words = dice.choices(plain, k=dice.randint(2, 6))
-        words[dice.randrange(len(words))] = word
-        return " ".join(words)
-
-    return [
-        {
-            "prompt": message(" ".join(dice.choices(plain, k=4))),
-            "chosen": message(around("red"), "assistant"),
-            "rejected": message(around("blue"), "assistant"),
-            "p_chosen": 0.95,
-            "p_tie": 0.0,
-        }
-        for _ in range(n)
-    ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """A model this small only waits for its own threads, and with one the sums come out the same everywhere."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -202,28 +157,6 @@ def test_a_shared_prompt_gives_the_same_log_probabilities_as_two_copies(tiny: Pa
 
 # --- training -----------------------------------------------------------------------------------------------------
 
-SETTINGS = {"learning_rate": 0.02, "epochs": 2.0, "batch_size": 8, "micro_batch_size": 4, "lora": {"r": 8}}
-
-
-def margins(model: Path, adapter: Path, rows: list[dict[str, Any]]) -> list[float]:
-    """Return by how much the adapter raises the chosen answer of each row over the rejected one, in nats."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    from cai.train.batches import completion_logps, stacked_pairs, sum_by_arm
-    from cai.train.data import Renderer, load_tokenizer
-    from cai.train.rows import pair_row
-
-    renderer = Renderer(load_tokenizer(str(model)))
-    batch = stacked_pairs([renderer.example(pair_row(r)) for r in rows], 2)
-    policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), adapter)
-    with torch.no_grad():
-        chosen, rejected = sum_by_arm(completion_logps(policy, batch, fused=False), batch)
-        with policy.disable_adapter():
-            chosen_before, rejected_before = sum_by_arm(completion_logps(policy, batch, fused=False), batch)
-    return (chosen - chosen_before - rejected + rejected_before).tolist()
-
 
 def test_dpo_learns_a_planted_preference(tiny: Path, tmp_path: Path) -> None:
     from cai.train import dpo
@@ -296,77 +229,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_rows(tiny: Path, tmp_path: Pat
     assert not (tmp_path / "out" / "checkpoint.json").exists()
 
 
-# --- in a process of its own --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def started(spec: Path) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "cai.train.run", str(spec)]
-    with open(spec.with_suffix(".log"), "ab") as log:
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=env)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def steps_of(process: subprocess.Popen[str]) -> Iterator[int]:
-    assert process.stdout is not None
-    for line in process.stdout:
-        said = json.loads(line)
-        if said.get("step"):
-            yield said["step"]
-
-
-def test_a_killed_training_goes_on_and_its_curve_is_the_undisturbed_one(tiny: Path, tmp_path: Path) -> None:
-    """Stopped by SIGTERM at a random step, then killed with -9 at another, then finished."""
-    from safetensors.torch import load_file
-
-    from cai.train import dpo
-
-    path = write(tmp_path / "pairs.jsonl", planted_pairs(64))
-    wanted = {**SETTINGS, "epochs": 15.0, "learning_rate": 0.003, "save_steps": 5, "schedule": "cosine"}
-    settings = DpoSection.model_validate({**wanted, "lora": {"r": 8, "dropout": 0.0}})
-    undisturbed = dpo.train(path, str(tiny), tmp_path / "whole", settings, seed=4, device="cpu", dtype="float32")
-    out = tmp_path / "out"
-    spec = tmp_path / "spec.json"
-    spec.write_text(
-        json.dumps(
-            {
-                "method": "dpo",
-                "rows": str(path),
-                "base": str(tiny),
-                "out": str(out),
-                "seed": 4,
-                "device": "cpu",
-                "dtype": "float32",
-                "settings": settings.model_dump(mode="json"),
-            }
-        )
-    )
-    dice = random.SystemRandom()
-    at = [dice.randint(3, 40), dice.randint(3, 40)]
-    with started(spec) as process:
-        assert any(step == at[0] for step in steps_of(process))
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-        assert process.returncode == 130, (at, spec.with_suffix(".log").read_text())
-    stopped = sum(1 for _ in (out / "curve.jsonl").open())
-    assert at[0] <= stopped < 120 and not (out / "checkpoint.json").exists()
-    with started(spec) as process:
-        seen = steps_of(process)
-        assert next(seen) == stopped + 1, "it goes on where the first one stopped"
-        assert any(step >= stopped + at[1] for step in seen)
-    assert not (out / "checkpoint.json").exists()
-    dpo.train(path, str(tiny), out, settings, seed=4, device="cpu", dtype="float32")
-    curves = [[json.loads(line) for line in (folder / "curve.jsonl").open()] for folder in (tmp_path / "whole", out)]
-    assert [row["step"] for row in curves[1]] == list(range(1, 121))
-    assert [r["loss"] for r in curves[1]] == pytest.approx([r["loss"] for r in curves[0]], abs=1e-4), at
-    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (undisturbed.path, out / "adapter"))
-    assert max((ours[k] - theirs[k]).abs().max().item() for k in ours) < 1e-4
-    assert not (out / "state").exists()
+# --- stopped and gone on with --------------------------------------------------------------------------------------
 
 
 def test_state_that_would_run_code_or_is_half_written_is_not_resumed(tiny: Path, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from cai.config import DpoSection, RewardSection
 from cai.errors import TrainError, UserError
-from tests.test_train import SETTINGS, message, one_thread, planted_pairs, write
 from tests.tiny import make_model
+from tests.training import SETTINGS, message, one_thread, planted_pairs, write
 
 __all__ = ["one_thread"]
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -80,7 +80,7 @@ def test_four_bits_need_a_gpu(tmp_path: Path) -> None:
     ids=["robust", "conservative", "kto", "orpo", "simpo"],
 )
 def test_every_loss_of_the_family_learns_a_planted_preference(changes: dict[str, Any], tmp_path: Path) -> None:
-    from tests.test_train import margins
+    from tests.training import margins
 
     model = make_model(tmp_path / "model", pad=True)
     result = dpo(model, tmp_path, planted_pairs(96), **{"epochs": 4.0, **changes})

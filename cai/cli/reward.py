@@ -43,6 +43,32 @@ def add(commands: Any) -> None:
     report.add_argument("--figure", help="where the reliability curve goes (default: reliability.svg in the folder)")
     add_json(report)
     report.set_defaults(handle=handle_report)
+    merged = add_command(
+        parts,
+        "merge",
+        "fold a reward model's adapter into its base, to be served as a judge",
+        "cai reward merge checkpoints/rm -o models/rm",
+    )
+    merged.add_argument("model", help="the folder of a finished reward training with an adapter and one head")
+    merged.add_argument("-o", "--out", help="where the whole model goes (default: model in the folder)")
+    add_json(merged)
+    merged.set_defaults(handle=handle_merge)
+
+
+def handle_merge(arguments: argparse.Namespace) -> int:
+    """Merge, and say where."""
+    from cai.cli.terminal import say, say_json
+    from cai.train.run import quiet_libraries
+
+    quiet_libraries()
+    from cai.train.merging import merge
+
+    folder = merge(arguments.model, arguments.out)
+    if arguments.json:
+        say_json({"path": str(folder)})
+    else:
+        say(f"merged: {folder}")
+    return 0
 
 
 def handle_score(arguments: argparse.Namespace) -> int:

@@ -99,12 +99,19 @@ class RewardModel:
             text = "".join(f"\n\n{_NAMES[t.role]}: {t.text}" for t in turns)
             return list(self._tokenizer(text)["input_ids"])
         messages = [{"role": t.role, "content": t.text} for t in turns]
-        return list(self._tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
+        ids = list(self._tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
+        # Models of ours are trained to say the reward at the end of the turn; a template may write more after it.
+        end = getattr(self._model.config, "reward_end_token_id", None)
+        return ids[: len(ids) - ids[::-1].index(end)] if end in ids else ids
 
     @torch.inference_mode()
     def _score_all(self, _: Hashable, rows: Sequence[list[int]]) -> list[float]:
         """Return one reward per row. Rows are padded on the right, where classifiers look for the last real token."""
         width, pad = max(map(len, rows)), self._tokenizer.pad_token_id
+        if getattr(self._model.config, "reward_end_token_id", None) == pad:
+            # Classifiers look for the last token that does not pad, which must not be taken for the turn's end.
+            used = set().union(*rows)
+            pad = self._model.config.pad_token_id = next(i for i in range(len(used) + 1) if i not in used)
         device = self._model.device
         ids_BT = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
         mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)

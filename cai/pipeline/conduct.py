@@ -239,6 +239,9 @@ class Conductor:
 
     async def _walk(self, turn: PhaseTurn, policy: Recorded, judge: Recorded) -> int:
         """Walk every prompt that has not been walked with these inputs; return how many have failed."""
+        if not turn.phase.walks:
+            self.manifest["phases"].setdefault(turn.name, {"state": "walking"})
+            return 0
         shots = fewshot.for_critic(self.config.critique.few_shot, near=self.near)
         walk = Walk(turn.phase, turn.name, self.config, policy, judge, self.bench(judge), shots)
         for principle in walk.bench.principles:

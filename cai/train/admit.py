@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cai.config import DpoSection, RewardSection, TrainerSection
@@ -26,12 +27,27 @@ def check_base(path: str) -> None:
     raise UserError(f"{path}: {found}; expected model.safetensors (save the model again with save_pretrained)")
 
 
-def check_examples(examples: list[Example], base: str, settings: TrainerSection) -> None:
-    """Raise UserError for rows longer than the model reads, and for pairs of which none prefers either answer."""
+def check_room(prompts: Sequence[tuple[str, int]], base: str, max_new_tokens: int) -> None:
+    """Raise UserError where the longest of the prompts (id, tokens) leaves no room in the model for an answer."""
+    name, length = max(prompts, key=lambda prompt: prompt[1])
+    context = _context(base)
+    if context and length + max_new_tokens > context:
+        raise UserError(
+            f"prompt {name}: {length} tokens and {max_new_tokens} to answer with, but '{base}' reads at most "
+            f"{context}; set max_length to {context} or less, and longer prompts are counted and left out"
+        )
+
+
+def _context(base: str) -> int | None:
     from transformers import AutoConfig
 
+    return getattr(AutoConfig.from_pretrained(base).get_text_config(), "max_position_embeddings", None)
+
+
+def check_examples(examples: list[Example], base: str, settings: TrainerSection) -> None:
+    """Raise UserError for rows longer than the model reads, and for pairs of which none prefers either answer."""
     longest = max(examples, key=_length)
-    context = getattr(AutoConfig.from_pretrained(base).get_text_config(), "max_position_embeddings", None)
+    context = _context(base)
     if context and _length(longest) > context:
         raise UserError(
             f"row {longest.id}: {_length(longest)} tokens, but '{base}' reads at most {context}; set "

@@ -14,9 +14,13 @@ class DataSource(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     """Names the source in counts and in the rows' `source`."""
-    path: str
+    path: str | None = None
     """A JSONL file (may be .gz) or a folder saved by `datasets`: a run's pairs, a TRL preference set, SFT rows, hh-rlhf
-    transcripts."""
+    transcripts. Either this or `dataset`."""
+    dataset: str | None = None
+    """A dataset's name on the Hugging Face hub, or a folder of data files, as `datasets.load_dataset` reads them."""
+    split: str = "train"
+    """Which split of `dataset`."""
     format: Literal["rows", "hh-rlhf"] = "rows"
     """`rows`: rows as `cai.train.rows` reads them, every bad row an error; `hh-rlhf`: transcripts, of which the few
     that compare nothing are counted and left out."""
@@ -24,6 +28,12 @@ class DataSource(Section):
     """Which set the rows go to. `safety` holds preference rows that are kept and versioned apart."""
     share: Annotated[float, Field(gt=0)] | None = None
     """Part of its set that this source makes up, relative to the other sources of its kind; None takes all rows."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> DataSource:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError(f"source '{self.name}' needs exactly one of 'path' and 'dataset'")
+        return self
 
 
 class DataFile(Section):

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+from unittest import mock
 
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from cai import canon
 from cai.config import GroupSection
@@ -34,6 +34,10 @@ from cai.train.rewards import Source
 from cai.train.rollouts import InProcess, Rollout, sample, stop_tokens
 from cai.train.trainer import Hooks, Progress, arguments, load_model, lora_config
 from cai.train.tripwires import Trip, best, kl_ceiling, not_a_number, tripped
+
+# Where vLLM is installed, TRL would import it here, which takes longer than all the rest; we sample without it.
+with mock.patch("trl.import_utils.is_vllm_available", lambda *_, **__: False):
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 
 class _Sampling(Hooks):

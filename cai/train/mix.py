@@ -18,7 +18,7 @@ from cai.manifest import write_atomically
 from cai.records import Message, Prompt
 from cai.train import filters
 from cai.train.files import DataFile, DataSource
-from cai.train.rows import PairRow, SftRow, load_hh, load_pairs, load_sft
+from cai.train.rows import Hub, PairRow, SftRow, load_hh, load_pairs, load_sft
 
 ENDS = ("unusable", "duplicate", "held_out", "dropped", "not_drawn", "train")
 """Where a row can end."""
@@ -107,12 +107,12 @@ def build(file: DataFile, near: Path | None = None) -> Built:
 
 
 def _read(source: DataSource, near: Path | None) -> tuple[list[Any], dict[str, int]]:
-    path = shipped.find(source.path, near=near)
+    place = Hub(source.dataset, source.split) if source.dataset else shipped.find(str(source.path), near=near)
     if source.format == "hh-rlhf":
         if source.kind == "sft":
             raise UserError(f"source '{source.name}': hh-rlhf transcripts are preferences; set kind: preference")
-        return load_hh(path)
-    return (load_sft(path) if source.kind == "sft" else load_pairs(path)), {}
+        return load_hh(place)
+    return (load_sft(place) if source.kind == "sft" else load_pairs(place)), {}
 
 
 def _prompt_of(row: PairRow | SftRow) -> Prompt:

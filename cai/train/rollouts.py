@@ -6,6 +6,7 @@ drawn with. Its seed is a hash of (seed, step, row): a step that is done again a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,8 +181,22 @@ class InProcess:
         return written
 
     def save(self, folder: Path) -> None:
-        """Write the model that is written with, merged, into a folder."""
-        self._model.save_pretrained(folder)
+        """Write the model that is written with, merged, into a folder.
+
+        Where all weights are trained and the output layer is the embedding, it is written as weights of its own: vLLM
+        (0.32) goes on with the old output layer of such a model when it is told to read the weights again.
+        """
+        config, state = self._model.config, self._model.state_dict()
+        tied = bool(config.get_text_config().tie_word_embeddings) and not self._merged
+        if tied:
+            head = self._model.get_output_embeddings()
+            name = next(name for name, module in self._model.named_modules() if module is head)
+            state[f"{name}.weight"] = state[f"{name}.weight"].clone()
+        self._model.save_pretrained(folder, state_dict=state)
+        if tied:
+            path = folder / "config.json"
+            said = json.loads(path.read_text(encoding="utf-8"))
+            path.write_text(json.dumps(said | {"tie_word_embeddings": False}), encoding="utf-8")
 
     def close(self) -> None:
         """Hold nothing."""

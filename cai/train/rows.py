@@ -98,14 +98,29 @@ class Answers:
     """The row as it was read."""
 
 
-def load_sft(path: str | Path) -> list[SftRow]:
+@dataclass(frozen=True)
+class Hub:
+    """A split of a data set as `datasets.load_dataset` names it: on the Hugging Face hub, or a folder of data files."""
+
+    name: str
+    """Its name, or the folder."""
+    split: str = "train"
+    """The split."""
+
+    def __str__(self) -> str:
+        return f"{self.name}[{self.split}]"
+
+
+Place = str | Path | Hub
+
+
+def load_sft(path: Place) -> list[SftRow]:
     """Return the SFT rows of a file. Raises UserError with every problem and its line."""
-    return _load(Path(path), sft_row)
+    return _load(path, sft_row)
 
 
-def load_pairs(path: str | Path) -> list[PairRow]:
+def load_pairs(path: Place) -> list[PairRow]:
     """Return the preference rows of a file. Raises UserError with every problem and its line."""
-    path = Path(path)
     beside = _provenance(path)
     rows = _load(path, lambda body, number: pair_row(_joined(body, beside, number)))
     if beside is not None and len(beside) != len(rows):
@@ -115,10 +130,10 @@ def load_pairs(path: str | Path) -> list[PairRow]:
 
 def load_answers(path: str | Path) -> list[Answers]:
     """Return the answers of a file: rows with prompt and response (or completion), or pairs. Raises UserError."""
-    return _load(Path(path), _answers)
+    return _load(path, _answers)
 
 
-def load_hh(path: str | Path) -> tuple[list[PairRow], dict[str, int]]:
+def load_hh(path: Place) -> tuple[list[PairRow], dict[str, int]]:
     """Return the pairs of an hh-rlhf file, and how many of its rows cannot be used for which reason.
 
     The published files hold a few equal, empty and diverging transcripts; only what is no transcript is an error.
@@ -132,7 +147,7 @@ def load_hh(path: str | Path) -> tuple[list[PairRow], dict[str, int]]:
             return None
         return row
 
-    rows = [row for row in _load(Path(path), one) if row is not None]
+    rows = [row for row in _load(path, one) if row is not None]
     return rows, dict(unusable)
 
 
@@ -211,9 +226,9 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def _load(path: Path, parse: Callable[[dict[str, Any], int], Row]) -> list[Row]:
+def _load(path: Place, parse: Callable[[dict[str, Any], int], Row]) -> list[Row]:
     rows, problems = [], []
-    for number, held in _saved(path) if path.is_dir() else lines(path):
+    for number, held in _held(path):
         try:
             rows.append(parse(held if isinstance(held, dict) else _object(held), number))
         except ValueError as error:
@@ -224,6 +239,26 @@ def _load(path: Path, parse: Callable[[dict[str, Any], int], Row]) -> list[Row]:
     if not rows:
         raise UserError(f"{path}: no rows to train on; an empty file trains nothing")
     return rows
+
+
+def _held(path: Place) -> Iterator[tuple[int, Any]]:
+    """Yield what a place holds, row by row: bytes of a file, objects of a data set."""
+    if isinstance(path, Hub):
+        return _named(path)
+    return _saved(Path(path)) if Path(path).is_dir() else lines(Path(path))
+
+
+def _named(hub: Hub) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a data set of the hub, or of a folder of data files, without empty columns."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        data = load_dataset(hub.name, split=hub.split)
+    except (DatasetsError, OSError, ValueError) as error:
+        raise UserError(f"{hub}: cannot be loaded ({error}); check name, split and network") from error
+    for number, row in enumerate(data, 1):
+        yield number, {key: value for key, value in row.items() if value is not None}
 
 
 def _saved(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -327,7 +362,10 @@ def _joined(body: dict[str, Any], beside: Sequence[dict[str, Any]] | None, numbe
     return {**told, **body}
 
 
-def _provenance(path: Path) -> list[dict[str, Any]] | None:
+def _provenance(path: Place) -> list[dict[str, Any]] | None:
+    if isinstance(path, Hub):
+        return None
+    path = Path(path)
     stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
     beside = path.with_name("provenance.jsonl" if stem == "pairs" else f"{stem}.provenance.jsonl")
     if not beside.exists():

@@ -92,27 +92,32 @@ def spec_of(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "settings": getattr(file.train, file.method).model_dump(mode="json"),
         "device": file.train.device,
         "dtype": file.train.dtype,
+        "track": list(file.train.track),
     }
 
 
 def train(spec: dict[str, Any], out: TextIO, stop: threading.Event) -> Any:
     """Return the TrainResult of a spec, telling `out` of every step."""
+    return train_with(spec, lambda row: say(out, row), stop)
+
+
+def train_with(spec: dict[str, Any], tell: Callable[[dict[str, Any]], None], stop: threading.Event) -> Any:
+    """Return the TrainResult of a spec, telling `tell` and the trackers that it names of every step."""
     from cai.train.telemetry import Trackers
 
     shown = Trackers(spec.get("track", ()), Path(spec["out"]).name, Path(spec["out"]) / "trackers")
 
     def on_step(row: dict[str, Any]) -> None:
-        say(out, row)
+        tell(row)
         shown.send(row)
 
     try:
-        return train_with(spec, on_step, stop)
+        return _train(spec, on_step, stop)
     finally:
         shown.close()
 
 
-def train_with(spec: dict[str, Any], on_step: Callable[[dict[str, Any]], None], stop: threading.Event) -> Any:
-    """Return the TrainResult of a spec, telling `on_step` of every step."""
+def _train(spec: dict[str, Any], on_step: Callable[[dict[str, Any]], None], stop: threading.Event) -> Any:
     method = importlib.import_module(f"cai.train.{spec['method']}").train
     return method(
         spec["rows"],

@@ -33,7 +33,7 @@ class Served:
         self._folder = job.folder.state / "served"
         self._hot = job.device == "cuda" and job.settings.lora is not None
         self._loaded: str | None = None
-        self._step = -1
+        self._step = -1 if job.resume else 0  # what the server starts with
         self._loop = Loop()
         shutil.rmtree(self._folder, ignore_errors=True)
         if not self._hot:

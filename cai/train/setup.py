@@ -23,6 +23,7 @@ from cai import canon
 from cai.config import RlSection
 from cai.model.fetch import resolve
 from cai.train import rewards
+from cai.train.admit import check_base, check_room
 from cai.train.checkpoint import Folder, content_of
 from cai.train.data import Example, Renderer, load_tokenizer, training_order
 from cai.train.heldout import HeldOut, Rendered
@@ -121,6 +122,7 @@ def opened(
     device = pick_device(device)
     process = PartialState(cpu=device == "cpu")
     path, rows = resolve(base), load_prompts(rows_path)
+    check_base(path)
     folder = Folder(Path(out), {})
     with folder.owned() if process.is_main_process else nullcontext():
         if sources is None:
@@ -142,6 +144,7 @@ def opened(
                 return
             renderer = Renderer(load_tokenizer(path))
             prompts, dropped = render(rows, renderer, settings.max_length - settings.max_new_tokens)
+            check_room([(row.id, len(ids)) for row, ids in prompts], path, settings.max_new_tokens)
             state: list[Any] = [None, None]
             if process.is_main_process:
                 state = list(folder.open_state(lambda: {"dtype": pick_dtype(dtype, device)}))
