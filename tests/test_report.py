@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -326,9 +325,7 @@ def test_invisible_signs_are_shown_by_name() -> None:
 
 
 def test_credentials_never_reach_the_report(full: Path) -> None:
-    config = yaml.safe_load((full / "config.yaml").read_text(encoding="utf-8"))
-    config["models"]["judge"] = {"base_url": ["http://ann:canary-77@judge.test:8000"]}
-    (full / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    # A config with credentials is refused, so only what others have written can bring them in.
     manifest = json.loads((full / "manifest.json").read_text(encoding="utf-8"))
     manifest["models"]["judge"] = "served@unknown at http://ann:canary-77@judge.test:8000"
     (full / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")

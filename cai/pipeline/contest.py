@@ -204,13 +204,13 @@ class Contest:
             answers[name] = await self._answer(name, policies[name])
             await self._weigh(name, answers, policies[name])
             if policies[name].identity not in kept:
-                await self._fleet.release(policies[name])
+                await self._fleet.release(policies[name].model)
         answers[first] = await self._answer(first, policies[first])
         for name in policies:
             await self._weigh(name, answers, policies[first])
         if "wins" in self.suite.measure:
             if policies[first].identity != judge_model.identity:
-                await self._fleet.release(policies[first])
+                await self._fleet.release(policies[first].model)
             await self._compare(answers, judge_model)
 
     def _model(self, section: ModelSection, name: str) -> Recorded:
