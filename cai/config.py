@@ -635,6 +635,9 @@ class EvaluateSection(Section):
     """Longest answer in tokens; None takes `respond.max_tokens`."""
     judge: bool = True
     """Whether the judge compares the two policies' answers (both orders, every principle)."""
+    likelihoods: Probability = 1.0
+    """Share of the held-out prompts, drawn by hash, of whose first answers the likelihood under both policies is asked:
+    for the divergence and the check for collapse."""
     examples: Count = 12
     """Side-by-side examples in the report."""
 

@@ -13,6 +13,7 @@ from typing import Any
 from cai import constitution, shipped
 from cai.config import Phase, RunConfig
 from cai.pipeline import judges
+from cai.pipeline.evaluation import asks_likelihood
 from cai.pipeline.forecast import forecast
 from cai.pipeline.ingest import Divided
 from cai.pipeline.space import BYTES_PER_CALL, BYTES_PER_TOKEN
@@ -134,7 +135,7 @@ class Planner:
         plan, section = PhasePlan("evaluate"), self.config.evaluate
         for prompt in self.divided.prompts("held_out"):
             plan.kinds["respond"].add(2 * section.samples)
-            plan.kinds["likelihood"].add(3)
+            plan.kinds["likelihood"].add(3 * asks_likelihood(prompt, section.likelihoods))
             plan.new_tokens += 2 * section.samples * (section.max_tokens or self.config.respond.max_tokens)
             if section.judge:
                 self._judge(plan, prompt, section.samples, section.samples)

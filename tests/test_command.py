@@ -157,3 +157,9 @@ def test_a_server_of_adapters_has_room_for_their_rank(folder: Path) -> None:
     assert "--enable-lora" not in command.vllm(str(folder), EngineSection(), 1).arguments
     with pytest.raises(UserError, match="engine.adapters=merge"):
         command.vllm(str(folder), EngineSection(), 1, adapter_rank=1000)
+
+
+def test_nothing_is_compiled_behind_an_uncompiled_model(folder: Path) -> None:
+    plain = command.vllm(str(folder), EngineSection(), 1).environment
+    compiled = command.vllm(str(folder), EngineSection(args=("-O3",)), 1).environment
+    assert plain["TORCHDYNAMO_DISABLE"] == "1" and "TORCHDYNAMO_DISABLE" not in compiled

@@ -67,6 +67,7 @@ async def compare(conductor: Conductor, before: Recorded, after: Recorded, judge
             conductor.manifest["constitution"]["id"],
             config.judge.model_dump(exclude={"check"}),
             config.evaluate.samples,
+            config.evaluate.likelihoods,
             conductor.templates.ids,
         ],
     )
@@ -74,6 +75,7 @@ async def compare(conductor: Conductor, before: Recorded, after: Recorded, judge
     async def walk(prompt: Prompt) -> Walked:
         arms = [run.records(phase_of(arm), prompt.id).get("response", []) for arm in ("before", "after")]
         pairs = _matching(*arms)
+        scored = pairs[:1] if asks_likelihood(prompt, config.evaluate.likelihoods) else []
         walked = Walked(prompt)
         if config.evaluate.judge:
             walked.comparisons = compare_policies(prompt, [b for b, _ in pairs], [a for _, a in pairs], phase=PHASE)
@@ -82,12 +84,17 @@ async def compare(conductor: Conductor, before: Recorded, after: Recorded, judge
                 judge_one(c, prompt, b.text, a.text, judge, bench)
                 for c, (b, a) in zip(walked.comparisons, pairs, strict=False)
             ),
-            *(_likelihoods(prompt, b, a, (before, after), config.respond.system) for b, a in pairs[:1]),
+            *(_likelihoods(prompt, b, a, (before, after), config.respond.system) for b, a in scored),
         )
         walked.judgments = [j for judgments in judged[: len(walked.comparisons)] for j in judgments]
         return walked
 
     await conductor.walk_all(PHASE, walk, inputs_id, side="held_out")
+
+
+def asks_likelihood(prompt: Prompt, share: float) -> bool:
+    """Return whether a held-out prompt is in the share whose answers' likelihood is asked."""
+    return canon.unit_interval("likelihood", prompt.id) < share
 
 
 async def _likelihoods(
