@@ -14,6 +14,7 @@ from cai import constitution, texts
 from cai.evaluate import answers, collapse, intervals, judging, likelihoods, measure, reliability, winning
 from cai.evaluate.answers import Answered
 from cai.evaluate.intervals import LEAST_CLUSTERS, difference, estimate, mean, quantile, ratio, wilson
+from cai.pipeline.evaluation import asks_likelihood
 from cai.records import Judgment, Message, Prompt, Response
 from cai.stages.settle import Vote
 from cai.trail import RunView
@@ -427,3 +428,10 @@ def test_measuring_twice_tells_the_same(tmp_path: Path) -> None:
 
 def test_resamples_are_as_many_as_the_method_says() -> None:
     assert str(intervals.RESAMPLES) in intervals.METHOD and intervals.RESAMPLES == 2000
+
+
+def test_the_likelihood_is_asked_of_a_share_that_grows_by_whom_it_adds() -> None:
+    prompts = [Prompt(messages=(Message(role="user", content=f"question {i}"),)) for i in range(400)]
+    asked = {share: {p.id for p in prompts if asks_likelihood(p, share)} for share in (0.0, 0.3, 0.5, 1.0)}
+    assert not asked[0.0] and len(asked[1.0]) == 400 and 150 < len(asked[0.5]) < 250
+    assert asked[0.3] < asked[0.5]
