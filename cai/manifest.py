@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from cai import __version__, canon
+from cai.durable import make_folder, sync_folder
 from cai.errors import StoreError, UserError
 
 SCHEMA = 1
@@ -45,7 +46,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def writing(path: Path) -> Iterator[BinaryIO]:
     """Give a file to write to that becomes `path` when the block ends well, and is gone when it does not."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         handle, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -54,6 +55,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
             os.chmod(fresh, 0o644)
             os.replace(fresh, path)
+            sync_folder(path.parent)
         except BaseException:
             Path(fresh).unlink(missing_ok=True)
             raise
@@ -86,7 +88,7 @@ class RunLock:
     def acquire(self) -> None:
         """Take the folder, or raise UserError naming who has it."""
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._path.parent)
             file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115 - held until release
         except OSError as error:
             raise StoreError(

@@ -24,6 +24,7 @@ from jinja2 import StrictUndefined, TemplateError, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from cai import canon, shipped
+from cai.durable import make_folder, sync_folder
 from cai.errors import UserError
 from cai.records import Message, Role
 
@@ -170,19 +171,23 @@ class Fence:
     def beside(cls, run_dir: Path) -> Fence:
         """Return the fence whose key is kept in the folder that holds `run_dir`, making the key if there is none."""
         path = run_dir.resolve().parent / FENCE_KEY
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             return cls(path.read_bytes())
         except FileNotFoundError:
             fresh = path.with_name(f"{path.name}.{os.getpid()}")
-            fresh.write_bytes(os.urandom(32))
-            fresh.chmod(0o600)
+            with fresh.open("wb") as file:
+                fresh.chmod(0o600)
+                file.write(os.urandom(32))
+                file.flush()
+                os.fsync(file.fileno())
             try:
                 os.link(fresh, path)
             except FileExistsError:
                 pass  # another run made it first; theirs holds
             finally:
                 fresh.unlink()
+            sync_folder(path.parent)  # without its key, a run would ask everything again
             return cls(path.read_bytes())
 
     def of(self, texts: Sequence[str]) -> str:

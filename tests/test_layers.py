@@ -16,6 +16,7 @@ LAYERS: dict[str, int] = {
     # L0 words
     "errors": 0,
     "canon": 0,
+    "durable": 0,
     "records": 0,
     # L1 edited text
     "shipped": 1,

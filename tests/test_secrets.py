@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -119,3 +119,39 @@ def test_a_key_does_not_follow_a_redirect_to_another_host() -> None:
     with served(Echo) as (there, heard), served(Elsewhere, there=there) as (url, _):
         asyncio.run(ask(url))
         assert heard == []
+
+
+def command_lines() -> list[bytes]:
+    """Return the command lines of all processes, as everybody on the machine can read them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended meanwhile
+            found.append(path.read_bytes())
+    return found
+
+
+class Looking(Echo):
+    """Refuses as Echo does, and looks at the process list meanwhile."""
+
+    seen: list[bytes]
+
+    def do_POST(self) -> None:
+        self.seen.extend(command_lines())
+        super().do_POST()
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no /proc, which lists the processes")
+def test_a_key_is_in_no_command_line_of_what_a_run_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAI_TEST_KEY", CANARY)
+    runs.write_inputs(tmp_path, n_prompts=2)
+    seen: list[bytes] = []
+    with served(Looking, seen=seen) as (url, heard):
+        judge = {"base_url": [url], "api_key_env": "CAI_TEST_KEY"}
+        tree = runs.config(tmp_path, models__judge=judge)
+        done = runs.cai("run", runs.write_config(tmp_path, tree), "--quiet", apart=True, check=3)
+    assert any(CANARY in key for key in heard), "the key was sent"
+    started = [line for line in seen if str(tmp_path).encode() in line or b"cai.engine" in line]
+    assert any(b"cai.engine.scripted" in line for line in started), "a server of ours was up"
+    assert any(b"run.yaml" in line for line in started), "and so was the run"
+    assert [line for line in seen if CANARY.encode() in line] == []
+    assert CANARY not in done.stdout + done.stderr

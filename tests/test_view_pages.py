@@ -17,11 +17,12 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from cai import canon
+from cai.errors import UserError
 from cai.records import Judgment
 from cai.review import Desk
 from cai.store import ledger, schema
 from cai.trail import RunView
-from cai.view import words
+from cai.view import open_door, serve, words
 from cai.view.index import LOW_MARGIN, PAGE, DecisionIndex, Filter
 from tests.report_fixture import make_run
 from tests.view_fixture import Served, serving
@@ -489,5 +490,12 @@ def test_bad_input_is_one_message_and_exit_2(tmp_path: Path) -> None:
         ["view", tmp_path, "--tls-cert", "x", "--tls-key", "y", "--port", "0"],
         ["view", tmp_path, "--as", " ", "--port", "0"],
     ):
-        done = cai(*arguments, check=2, apart=True)
+        done = cai(*arguments, check=2)
         assert done.stderr.startswith("cai: ") and "Traceback" not in done.stderr
+
+
+def test_a_door_that_leads_to_no_run_is_closed(tmp_path: Path) -> None:
+    opened = open_door("127.0.0.1", 0, owner="ann")
+    with pytest.raises(UserError):
+        serve(tmp_path / "none", opened)
+    assert opened.listening.fileno() == -1

@@ -172,11 +172,13 @@ def test_two_processes_on_one_folder(folder: Path) -> None:
     assert runs.run_json(path)["calls"]["made"] == 0
 
 
-def test_duplicate_prompts_are_folded_and_counted(folder: Path) -> None:
+def test_duplicate_prompts_are_folded_and_counted(folder: Path, server: ScriptedProcess) -> None:
+    unique = runs.run_json(runs.write_config(folder, runs.config(folder, url=server.url, name="unique")))
     lines = (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     (folder / "prompts.jsonl").write_text("\n".join(lines + lines[:5]) + "\n", encoding="utf-8")
-    said = runs.run_json(runs.write_config(folder, runs.config(folder)))
+    said = runs.run_json(runs.write_config(folder, runs.config(folder, url=server.url)))
     assert said["prompts"]["duplicates_folded"] == 5 and said["prompts"]["train"] == 20
+    assert said["calls"] == unique["calls"] and runs.exports(said["run"]) == runs.exports(unique["run"])
 
 
 def test_poison_prompts_fail_alone(folder: Path) -> None:

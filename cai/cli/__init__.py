@@ -44,8 +44,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = _parsed(argv)
     try:
         return int(arguments.handle(arguments) or 0)
     except CaiError as error:
@@ -70,6 +69,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has left; there is nobody to tell
         return 1
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return what was asked for. Overrides may stand anywhere: argparse by itself takes none behind an option."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    overrides = getattr(arguments, "overrides", getattr(arguments, "words", None))
+    unknown = [word for word in rest if overrides is None or word.startswith("-") or "=" not in word]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if overrides is not None:
+        overrides += rest
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:

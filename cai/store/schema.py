@@ -16,6 +16,7 @@ from contextlib import closing
 from pathlib import Path
 
 from cai import canon
+from cai.durable import sync_folder
 from cai.errors import StoreError
 
 VERSION = 1
@@ -106,6 +107,7 @@ def create(path: Path) -> None:
         with closing(sqlite3.connect(fresh)) as connection:
             connection.executescript("PRAGMA synchronous = FULL;" + _DDL)
         fresh.rename(path)
+        sync_folder(path.parent)
     except sqlite3.OperationalError as error:
         fresh.unlink(missing_ok=True)
         raise StoreError(f"{path}: cannot be written ({error}); free space or mend permissions") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,15 +84,11 @@ def serve(
     certificate: tuple[str, str] | None = None,
     when_ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve the runs at `path` until interrupted."""
-    site = Site(path)
-    server = server_of(site, opened, certificate)
-    try:
+    """Serve the runs at `path` until interrupted. The door is closed afterwards, whatever happened."""
+    with opened.listening, closing(Site(path)) as site:
+        server = server_of(site, opened, certificate)
         when_ready()
         server.run(sockets=[opened.listening])
-    finally:
-        opened.listening.close()
-        site.close()
 
 
 def server_of(site: Site, opened: Opened, certificate: tuple[str, str] | None = None) -> uvicorn.Server:

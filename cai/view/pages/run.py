@@ -80,6 +80,8 @@ def _rates(view: RunView, is_live: bool) -> dict[str, Any]:
     n, written, read, kinds = 0, 0, 0, Counter()
     for made_at, kind, n_completion, n_prompt in rows:
         end = made_at if end is None else end
+        if made_at > end:  # the clock has been set back since
+            continue
         if made_at < end - _WINDOW_S:
             break
         n, written, read, start = n + 1, written + n_completion, read + n_prompt, made_at
