@@ -168,7 +168,12 @@ class Planner:
 def plan(config: RunConfig, near: Path | None, *, device: str = "cpu") -> dict[str, Any]:
     """Return the whole plan as JSON can say it."""
     planner = Planner(config, near)
-    phases = planner.phases()
+    with planner.divided:
+        return _planned(planner, near, device)
+
+
+def _planned(planner: Planner, near: Path | None, device: str) -> dict[str, Any]:
+    config, phases = planner.config, planner.phases()
     most = sum(c.most for p in phases for c in p.kinds.values())
     new, read = sum(p.new_tokens for p in phases), sum(p.read_tokens for p in phases)
     seconds = new / _TOKENS_PER_S[device] + read / _PREFILL_PER_S[device]

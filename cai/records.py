@@ -26,8 +26,11 @@ Arm = Literal["a", "b"]
 Order = Literal["ab", "ba"]
 Verdict = Literal["a", "b", "tie", "not_applicable", "refused", "invalid"]
 Label = Literal["a", "b", "tie"]
+LabelSource = Literal["judge", "human", "adjudicated"]
 Choice = Literal["a", "b", "tie", "both_bad", "cannot_judge", "skip"]
 Queue = Literal["estimate", "value", "proposed", "practice", "gold"]
+PEOPLE: frozenset[LabelSource] = frozenset({"human", "adjudicated"})
+"""The sources of labels that people set; `adjudicated` where somebody decided between reviewers who differed."""
 
 
 class Record(BaseModel):
@@ -271,6 +274,8 @@ class Override(Event):
     """Id of the override of this comparison that came before; None for the first."""
     votes: tuple[str, ...] = ()
     """Ids of the votes it follows from; empty where its author decided outright, which no vote then changes."""
+    settles: tuple[str, ...] = ()
+    """Ids of the votes that contradict each other and between which its author decided; empty where none did."""
     time: str
     """When, UTC, ISO 8601."""
 
@@ -447,7 +452,7 @@ class PreferencePair(BaseModel):
     """Share of the deciding weight that called it a tie."""
     confidence: float = Field(ge=0, le=1)
     """|2p − 1| times the weight share that did not abstain."""
-    label_source: Literal["judge", "human"]
+    label_source: LabelSource
     """Who had the last word."""
 
 

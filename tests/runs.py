@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import sqlite3
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,29 @@ def _here(*arguments: str) -> subprocess.CompletedProcess[str]:
         except SystemExit as ended:  # argparse
             code = ended.code
     return subprocess.CompletedProcess(["cai", *arguments], code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def every_store_closed() -> Iterator[None]:
+    """Fail where a database that was opened inside has not been closed at the end, as a count of connections tells."""
+    opened: list[sqlite3.Connection] = []
+    closed: set[int] = set()
+    connect = sqlite3.connect
+
+    class Counted(sqlite3.Connection):
+        def close(self) -> None:
+            closed.add(id(self))
+            super().close()
+
+    def counting(*arguments: Any, **settings: Any) -> sqlite3.Connection:
+        opened.append(connect(*arguments, factory=Counted, **settings))  # held, so that no id comes twice
+        return opened[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite3, "connect", counting)
+        yield
+    left = [c for c in opened if id(c) not in closed]
+    assert opened and not left, f"{len(left)} of {len(opened)} connections were left open"
 
 
 def run_json(path: Path, *overrides: str, check: int | None = 0) -> dict[str, Any]:

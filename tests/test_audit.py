@@ -38,10 +38,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(folder: Path) -> Path:
     """A finished run whose third training row a person turned round."""
     runs.write_inputs(folder, n_prompts=16)
-    said = runs.run_json(runs.write_config(folder, runs.config(folder)))
+    with runs.every_store_closed():
+        said = runs.run_json(runs.write_config(folder, runs.config(folder)))
     run = Path(said["run"])
     row = provenance(run)[2]
-    Desk(run).override(row["pair_id"], {"a": "b", "b": "a"}[row["chosen_arm"]], author="ann", reason="it is kinder")
+    with Desk(run) as desk:
+        other = {"a": "b", "b": "a"}[row["chosen_arm"]]
+        desk.override(row["pair_id"], other, author="ann", reason="it is kinder")
     runs.cai("pairs", run)
     return run
 
@@ -360,3 +363,40 @@ def test_compare_tells_apart_what_turns_a_label(tmp_path: Path) -> None:
     assert set(causes["other"]) == {"sampling"}
     shutil.copy(heavier / "constitution.yaml", other / "constitution.yaml")
     assert set(compare(RunView(base), RunView(other))["causes"]) == {"sampling", "weight"}
+
+
+def test_every_command_closes_what_it_opens(finished: Path, edited: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    pair = provenance(run)[0]["pair_id"]
+    for *words, code in (
+        ("audit", "summary", run, 0),
+        ("audit", "why", run, pair, 0),
+        ("audit", "query", run, "--list", 0),
+        ("audit", "query", run, "changed", "--with", edited, 0),
+        ("audit", "query", run, "SELEC", "--json", 2),
+        ("audit", "verify", run, 0),
+        ("audit", "replay", run, 0),
+        ("audit", "compare", run, edited, 0),
+        ("audit", "export", run, "--format", "jsonl", "-o", tmp_path / "tables", 0),
+        ("audit", "export", run, "--format", "annotated-pairs", "-o", tmp_path / "pairs.json", 0),
+        ("review", "sample", run, "--estimate", "5", "--value", "2", 0),
+        ("review", "sample", run, "--phase", "none", 2),
+        ("review", "next", run, "--json", 0),
+        ("review", "export", run, "--format", "jsonl", "-o", tmp_path / "items.jsonl", 0),
+        ("review", "import", run, "--format", "jsonl", tmp_path / "items.jsonl", 0),
+        ("review", "disputes", run, 0),
+        ("review", "override", run, pair, "--label", "tie", "--reason", "both are right", 0),
+        ("review", "similar", run, "--propose", 0),
+        ("review", "agreement", run, 0),
+        ("pairs", run, 0),
+        ("status", run, 0),
+        ("report", run, 0),
+        ("card", run, "--kind", "dataset", 0),
+        ("eval", run, 0),
+        ("constitution", "conflicts", run, 0),
+    ):
+        with runs.every_store_closed():
+            runs.cai(*words, check=code)
+    with runs.every_store_closed(), cai.load(run) as frames:
+        assert len(frames.query("SELECT * FROM overrides")) == 2

@@ -32,10 +32,10 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("verify")
     runs.write_inputs(folder, n_prompts=6)
     said = runs.run_json(runs.write_config(folder, runs.config(folder)))
-    desk = Desk(said["run"])
-    desk.draw(estimate=6, value=2, author="ann")
-    while shown := desk.next("ann"):
-        desk.vote("ann", shown.item_id, "left")
+    with Desk(said["run"]) as desk:
+        desk.draw(estimate=6, value=2, author="ann")
+        while shown := desk.next("ann"):
+            desk.vote("ann", shown.item_id, "left")
     runs.cai("pairs", said["run"])
     connection = sqlite3.connect(Path(said["run"]) / "store.sqlite")
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -117,9 +117,12 @@ def swap(connection: sqlite3.Connection, table: str, dice: random.Random) -> str
 def test_a_hundred_tamperings_are_all_found_and_named(sound: Path, tmp_path: Path, tamper: object) -> None:
     dice, missed, unnamed = random.Random(f"{tamper.__name__}"), [], []  # type: ignore[attr-defined]
     tables = [t for t in TABLES if not (tamper is swap and t == "walks")]
+    folder = tmp_path / "run"
+    shutil.copytree(sound, folder, ignore=shutil.ignore_patterns("logs", "report.html"))
     for n in range(100):
-        folder = tmp_path / f"run{n}"
-        shutil.copytree(sound, folder, ignore=shutil.ignore_patterns("logs", "report.html"))
+        for side in ("-wal", "-shm"):
+            (folder / f"store.sqlite{side}").unlink(missing_ok=True)
+        shutil.copyfile(sound / "store.sqlite", folder / "store.sqlite")
         table = tables[n % len(tables)]
         connection = sqlite3.connect(folder / "store.sqlite", isolation_level=None)
         key = tamper(connection, table, dice)  # type: ignore[operator]
@@ -129,7 +132,6 @@ def test_a_hundred_tamperings_are_all_found_and_named(sound: Path, tmp_path: Pat
             missed.append((table, key))
         elif not any(key in (f["name"], *f["what"].replace(";", " ").split()) for f in found["findings"]):
             unnamed.append((table, key, found["findings"][:3]))
-        shutil.rmtree(folder)
     assert missed == [] and unnamed == []
 
 

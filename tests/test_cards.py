@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from cai.cards import facts, push
 from cai.cards.text import inline
 from cai.errors import UserError
 from cai.manifest import now
-from cai.records import Override
+from cai.records import Override, Withdrawal
 from cai.store import ledger, schema
 from cai.trail import RunView
 from tests import runs
@@ -96,15 +97,26 @@ def test_a_collapse_is_among_the_limits(tmp_path: Path) -> None:
 
 def test_agreement_with_people_counts_blind_labels_only(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "reviewed")
-    ends = [e for e in view(folder).ended("rl") if e.settled.label in ("a", "b")][:6]
-    made = []
+    *ends, undone = [e for e in view(folder).ended("rl") if e.settled.label in ("a", "b")][:7]
+    made: list[Override] = []
     for i, end in enumerate(ends):
         other = {"a": "b", "b": "a"}[end.settled.label]
         label = end.settled.label if i < 3 else other
         made.append(
-            Override(comparison_id=end.comparison.id, label=label, author="ann", reason="r", blind=i != 5, time=now())
+            Override(
+                comparison_id=end.comparison.id,
+                label=label,
+                author="ann",
+                reason="r",
+                blind=i != 5,
+                time=now(),
+            )
         )
-    ledger.append_now(schema.connect(folder / "store.sqlite"), made)
+    undone_id = undone.comparison.id
+    mistaken = Override(comparison_id=undone_id, label="tie", author="ann", reason="r", blind=True, time=now())
+    back = Withdrawal(comparison_id=undone_id, withdraws=mistaken.id, author="ann", time=now())
+    with closing(schema.connect(folder / "store.sqlite")) as connection:
+        ledger.append_now(connection, [*made, mistaken, back])
     told = facts.people(view(folder))
     assert (told["decided"], told["blind"], told["compared"], told["agreed"]) == (6, 5, 5, 3)
     card = cards.card(view(folder), "dataset")

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from cai.audit.views import Views
 from cai.errors import UserError
 from cai.records import Judgment, ReviewItem
 from cai.review import Desk
+from cai.review.agreement import current_draw, reviewed
 from cai.review.people import judged
 from cai.review.queues import shares
 from cai.store import ledger, schema
@@ -62,6 +64,17 @@ def against_the_judge(desk: Desk, reviewer: str, item: ReviewItem) -> str:
     """Return the side that contradicts the judge."""
     wanted = "b" if judged(desk.run, item.comparison_id).label == "a" else "a"
     return "left" if desk.sides(reviewer, item, desk.book)[0] == wanted else "right"
+
+
+def label_source(desk: Desk, item: ReviewItem) -> str:
+    """Return who set the label, as the table of pairs tells it."""
+    with Views(desk.run) as views:
+        return str(views.query("SELECT label_source FROM pairs WHERE pair_id = ?", (item.comparison_id,)).rows[0][0])
+
+
+def human(desk: Desk, item: ReviewItem) -> str | None:
+    """Return what people say of an item, as the estimates take it."""
+    return next(r.human for r in reviewed(desk.run, desk.book, current_draw(desk.book)) if r.item.id == item.id)
 
 
 def test_the_estimate_queue_is_drawn_with_equal_chances_and_the_value_queue_within_strata(desk: Desk) -> None:
@@ -183,14 +196,25 @@ def test_reviewers_do_not_see_each_other_and_a_dispute_is_decided_outright(desk:
     desk.vote("bob", item.id, {"left": "right", "right": "left"}[against_the_judge(desk, "bob", item)])
     assert desk.book.override(item.comparison_id) is None, "people disagree, so the judge's label stands"
     assert [d["comparison_id"] for d in desk.disputes()] == [item.comparison_id]
+    assert label_source(desk, item) == "judge"
     desk.override(item.comparison_id, "tie", author="cat", reason="both right in part")
     assert desk.disputes() == []
+    held = desk.book.override(item.comparison_id)
+    assert held is not None and set(held.settles) == {v.id for v in desk.book.opinions(item.comparison_id).values()}
+    assert label_source(desk, item) == desk.reveal("ann", item.id)["label_source"] == "adjudicated"
+    assert human(desk, item) is None, "whoever saw the verdict measures nothing"
+    desk.override(item.comparison_id, "tie", author="cat", reason="both right in part", blind=True)
+    assert human(desk, item) == "tie"
+    desk.withdraw(item.comparison_id, author="cat", reason="said twice")
     desk.undo("bob")
     held = desk.book.override(item.comparison_id)
     assert held is not None and held.author == "cat", "votes do not change what was decided outright"
     desk.withdraw(item.comparison_id, author="cat", reason="mistake")
     held = desk.book.override(item.comparison_id)
     assert held is not None and held.author == "ann", "the votes hold again"
+    assert label_source(desk, item) == "human"
+    desk.override(item.comparison_id, "tie", author="cat", reason="both right in part")
+    assert label_source(desk, item) == "human", "nobody contradicts anybody, so nothing was settled"
 
 
 def test_a_skipped_item_comes_back_at_the_end(desk: Desk) -> None:

@@ -85,6 +85,8 @@ def test_the_latest_override_holds(decisions: list[Decision], label: str) -> Non
     other = {"a": "b", "b": "tie", "tie": "a"}[label]
     ended = settle("c", [*decisions, override(other), override(label, supersedes="x")], DUE)
     assert (ended.state, ended.label, ended.label_source) == ("overridden", label, "human")
+    ended = settle("c", [*decisions, override(other), override(label, settles=("v", "w"))], DUE)
+    assert (ended.label, ended.label_source) == (label, "adjudicated")
 
 
 @given(decisions_strategy)

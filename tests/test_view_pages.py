@@ -17,6 +17,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from cai import canon
+from cai.audit.summary import MOST_TOLD
 from cai.errors import UserError
 from cai.records import Judgment
 from cai.review import Desk
@@ -156,6 +157,10 @@ def of_audit(data: Any) -> Iterator[str]:
     summary = data["summary"]
     yield f"{summary['cost']['calls']:,}"
     yield f"{summary['low_margin']:,} within"
+    position = summary["position"]
+    yield f"{position['first_both_times']:,} picked the answer shown first both times"
+    yield f"{position['second_both_times']:,} the one shown second, {position['same_arm']:,} the same answer"
+    yield f"{position['test']}: p = {position['p_value']:.2g}"
     for effect in summary["effects"]:
         if effect["n"]:
             yield percent(effect["value"], 0)
@@ -212,6 +217,23 @@ def wait_until_counted(served: Served, run: str) -> None:
     assert found is not None
     while found.reckoning(patience_s=60) is None:
         pass
+
+
+def test_of_many_recurring_texts_the_audit_page_shows_a_few_and_says_so(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = served.site.run("one")
+    assert run is not None
+    while (found := run.summary(patience_s=60)) is None:
+        pass
+    winners = [{"text": f"text number {n}.", "n": 3, "prompts": 3} for n in range(9)]
+    many = found | {"texts": found["texts"] | {"recurring_answers_that_always_win": winners}}
+    monkeypatch.setattr(run, "summary", lambda: many)
+    shown = words_of(served.get("/runs/one/audit").text)
+    assert [winner["text"] in shown for winner in winners] == [True] * MOST_TOLD + [False] * (9 - MOST_TOLD)
+    assert f"of which 9 always win; the first {MOST_TOLD}" in shown
+    told = served.get("/json/runs/one/audit").json["summary"]["texts"]
+    assert told["recurring_answers_that_always_win"] == winners
 
 
 def test_a_twin_is_ascii(served: Served) -> None:

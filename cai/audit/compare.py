@@ -13,7 +13,7 @@ import yaml
 from cai.constitution import PARTS, Constitution
 from cai.evaluate.intervals import wilson
 from cai.manifest import FREE_FIELDS, _flat
-from cai.records import Judgment, Question
+from cai.records import PEOPLE, Judgment, Question
 from cai.stages.settle import Vote
 from cai.trail import Ended, RunView
 
@@ -130,7 +130,7 @@ def _flip(one: RunView, other: RunView, a: Ended, b: Ended) -> dict[str, Any]:
             changed.append({"principle": id_, "one": _said(mine), "other": _said(yours),
                             "why": _why(one, other, a, b, mine, yours)})  # fmt: skip
     causes = sorted({cause for c in changed for cause in c["why"]})
-    if a.settled.label_source != b.settled.label_source:
+    if PEOPLE & {a.settled.label_source, b.settled.label_source}:
         causes.append("override")
     return {
         "pair_id": a.comparison.id,

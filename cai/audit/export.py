@@ -58,31 +58,38 @@ class Redactor:
 
 def export(folder: str | Path, form: str, out: str | Path) -> dict[str, Any]:
     """Write the export and return `files` with their rows. `form` is `parquet`, `jsonl` or `annotated-pairs`."""
-    run, place = RunView(folder), Path(out)
-    if form == "annotated-pairs":
+    place = Path(out)
+    with RunView(folder) as run:
+        if form != "annotated-pairs":
+            return {"files": _tables(run, form, place)}
         if place.is_dir():
             raise UserError(f"{place}: is a folder; annotated pairs are one file, such as {place / 'pairs.json'}")
         tree = annotated_pairs(run)
         write_atomically(place, json.dumps(tree, ensure_ascii=False, indent=1))
         return {"files": {str(place): len(tree["comparisons"])}}
+
+
+def _tables(run: RunView, form: str, place: Path) -> dict[str, int]:
+    """Write one file per table and `about.json` into a folder; return the rows by file."""
     if place.is_file():
         raise UserError(f"{place}: is a file; {form} writes a folder of tables")
-    views, clean, files = Views(run), Redactor(run), {}
-    for name in TABLES:
-        rows = [{k: clean(v) for k, v in row.items()} for row in table(views, name)]
-        path = place / f"{name}.{form}"
-        if form == "parquet":
-            from cai.audit.frames import write_parquet
+    clean, files = Redactor(run), dict[str, int]()
+    with Views(run) as views:
+        for name in TABLES:
+            rows = [{k: clean(v) for k, v in row.items()} for row in table(views, name)]
+            path = place / f"{name}.{form}"
+            if form == "parquet":
+                from cai.audit.frames import write_parquet
 
-            write_parquet(path, rows, views.columns(name))
-        else:
-            write_atomically(path, b"".join(canon.dumps(row) + b"\n" for row in rows))
-        files[str(path)] = len(rows)
+                write_parquet(path, rows, views.columns(name))
+            else:
+                write_atomically(path, b"".join(canon.dumps(row) + b"\n" for row in rows))
+            files[str(path)] = len(rows)
     about = {"schema": 1, "cai_version": __version__, "written": now(), "run": run.manifest.get("name"),
              "config_id": run.manifest["config_id"], "constitution_id": run.manifest["constitution"]["id"],
              "rows": {Path(p).stem: n for p, n in files.items()}}  # fmt: skip
     write_atomically(place / "about.json", json.dumps(about, indent=1))
-    return {"files": files}
+    return files
 
 
 def table(views: Views, name: str) -> Iterator[dict[str, Any]]:
@@ -103,7 +110,12 @@ def annotated_pairs(run: RunView) -> dict[str, Any]:
     One annotator for the label in effect (the default), one per principle, one per principle and order, one per
     reviewer.
     """
-    views, clean = Views(run), Redactor(run)
+    with Views(run) as views:
+        return _annotated(run, views)
+
+
+def _annotated(run: RunView, views: Views) -> dict[str, Any]:
+    clean = Redactor(run)
     annotators: dict[str, dict[str, str]] = {
         "effective": {"name": "effective label", "description": "what is trained on", "type": "unknown"}
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from cai.audit.views import Views
 
@@ -12,10 +12,23 @@ if TYPE_CHECKING:
 
 
 class Frames:
-    """A run's tables as pandas data frames. The columns are those of `cai audit query --list`."""
+    """A run's tables as pandas data frames. The columns are those of `cai audit query --list`.
+
+    It holds the run's store open until `close`, or the end of a `with`.
+    """
 
     def __init__(self, run: str | Path) -> None:
         self._views = Views(run)
+
+    def close(self) -> None:
+        """Close the run's store."""
+        self._views.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def decisions(self) -> pandas.DataFrame:
         """One row per judgment."""

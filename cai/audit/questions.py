@@ -80,9 +80,9 @@ QUESTIONS: dict[str, Question] = {
             "low-margin",
             "Which decisions were close, and which confident ones did people overturn?",
             """SELECT p.pair_id, p.phase, p.judge_p_a, p.judge_label, p.label, p.label_source,
-                CASE WHEN p.label_source = 'human' THEN 'overturned' ELSE 'low margin' END AS why
+                CASE WHEN p.label_source <> 'judge' THEN 'overturned' ELSE 'low margin' END AS why
             FROM pairs p WHERE abs(p.judge_p_a - 0.5) < 0.1
-                OR (p.label_source = 'human' AND p.label <> p.judge_label AND abs(p.judge_p_a - 0.5) >= 0.3)
+                OR (p.label_source <> 'judge' AND p.label <> p.judge_label AND abs(p.judge_p_a - 0.5) >= 0.3)
             ORDER BY abs(p.judge_p_a - 0.5)""",
         ),
         Question(
@@ -108,7 +108,7 @@ QUESTIONS: dict[str, Question] = {
         Question(
             "overrides",
             "Who set which label, when and why, and what did that change in the exported pairs?",
-            """SELECT o.time, o.author, o.reason, o.blind, o.holds, o.n_votes, o.pair_id, p.judge_label,
+            """SELECT o.time, o.author, o.reason, o.blind, o.holds, o.n_votes, o.n_settled, o.pair_id, p.judge_label,
                 o.label AS set_to, p.state, p.line, p.chosen_arm,
                 CASE WHEN p.judge_label IS o.label THEN 'nothing'
                     WHEN p.chosen_arm IS NULL THEN 'no row is made of it' WHEN p.line IS NULL THEN 'cai pairs is due'

@@ -109,7 +109,9 @@ def _decision(decision: dict[str, Any], most: int | None) -> Iterator[str]:
 def _people(trail: dict[str, Any]) -> Iterator[str]:
     for event in trail["overrides"]:
         blind = "blind" if event["blind"] else "not blind"
-        yield f"override {event['time']} by {event['author']} ({blind}): {event['label']}; {event['reason']}"
+        settles = f", settling {len(event['settles'])} votes that differ" if event["settles"] else ""
+        who = f"{event['time']} by {event['author']} ({blind}{settles})"
+        yield f"override {who}: {event['label']}; {event['reason']}"
     for event in trail["reviews"]:
         if event["tag"] == "vote":
             blind = "blind" if event["blind"] else "not blind"

@@ -117,7 +117,8 @@ CREATE TEMP VIEW overrides AS
 SELECT o.id AS override_id, o.seq, o.subject AS pair_id, json_extract(o.body, '$.label') AS label,
     json_extract(o.body, '$.author') AS author, json_extract(o.body, '$.reason') AS reason,
     json_extract(o.body, '$.blind') AS blind, json_extract(o.body, '$.time') AS time,
-    json_array_length(o.body, '$.votes') AS n_votes, w.id IS NULL AND NOT EXISTS (
+    json_array_length(o.body, '$.votes') AS n_votes, json_array_length(o.body, '$.settles') AS n_settled,
+    w.id IS NULL AND NOT EXISTS (
         SELECT 1 FROM store.ledger n WHERE n.subject = o.subject AND n.tag = 'override' AND n.seq > o.seq
         AND NOT EXISTS (SELECT 1 FROM store.ledger x WHERE x.subject = n.subject AND x.tag = 'withdrawal'
             AND json_extract(x.body, '$.withdraws') = n.id)) AS holds

@@ -11,7 +11,7 @@ from cai import canon
 from cai.audit import find
 from cai.errors import UserError
 from cai.pairs import provenance_path, sft_rows, stale_checkpoints
-from cai.records import Critique, Event, Judgment, Override, Prompt, Question, Response, Revision, parse
+from cai.records import PEOPLE, Critique, Event, Judgment, Override, Prompt, Question, Response, Revision, parse
 from cai.trail import Ended, RunView
 
 _LINE = re.compile(r"^(?P<file>.+\.jsonl):(?P<line>\d+)$")
@@ -283,6 +283,6 @@ def of_checkpoint(run: RunView, phase: str) -> dict[str, Any]:
         "constitution": run.manifest["constitution"],
         "policies": run.manifest.get("policies") or [],
         "accounting": run.accounting(phase).as_dict(),
-        "by_people": sum(r.get("label_source") == "human" for r in mine),
+        "by_people": sum(r.get("label_source") in PEOPLE for r in mine),
         "rows": mine,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +13,10 @@ from cai.errors import UserError
 from cai.evaluate.intervals import wilson
 from cai.evaluate.judging import together, weaknesses
 from cai.model.fetch import EMBEDDED
-from cai.records import Override
+from cai.records import PEOPLE, Override
 from cai.report import collect
 from cai.report.words import plural
-from cai.stages.settle import settle
+from cai.stages.settle import effective_override, settle
 from cai.trail import RunView
 
 Kind = Literal["model", "dataset"]
@@ -125,11 +126,11 @@ def people(run: RunView) -> dict[str, Any]:
     overridden = blind = agreed = compared = 0
     for phase in run.phases:
         for end in run.ended(phase):
-            overrides = [d for d in end.decisions if isinstance(d, Override)]
-            if not overrides:
+            held = effective_override(end.decisions)
+            if held is None:
                 continue
             overridden += 1
-            blind += overrides[-1].blind
+            blind += held.blind
             alone = settle(
                 end.comparison.id,
                 [d for d in end.decisions if not isinstance(d, Override)],
@@ -137,9 +138,9 @@ def people(run: RunView) -> dict[str, Any]:
                 on_disagreement=run.config.judge.on_disagreement,
                 tie_margin=run.config.judge.tie_margin,
             )
-            if overrides[-1].blind and alone.label is not None:
+            if held.blind and alone.label is not None:
                 compared += 1
-                agreed += alone.label == overrides[-1].label
+                agreed += alone.label == held.label
     interval = wilson(agreed, compared)
     share = {"value": agreed / compared, "low": interval[0], "high": interval[1]} if interval else None
     return {"decided": overridden, "blind": blind, "compared": compared, "agreed": agreed, "agreement": share}
@@ -147,14 +148,20 @@ def people(run: RunView) -> dict[str, Any]:
 
 def _rows(run: RunView) -> dict[str, Any]:
     """Return what the pair set holds: how many rows by phase and label source, and its content id."""
-    ids, by_phase, human = [], dict[str, int](), 0
+    ids, by_phase, by_source = [], dict[str, int](), Counter[str]()
     for phase in run.phases:
         for end in run.ended(phase):
             if end.admission.pair is not None:
                 ids.append(canon.content_id("pair_row", pairs.row(end.admission.pair)))
                 by_phase[phase] = by_phase.get(phase, 0) + 1
-                human += end.admission.pair.label_source == "human"
-    return {"n": len(ids), "by_phase": by_phase, "human": human, "id": canon.content_id("pair_set", sorted(ids))}
+                by_source[end.admission.pair.label_source] += 1
+    return {
+        "n": len(ids),
+        "by_phase": by_phase,
+        "human": sum(by_source[source] for source in PEOPLE),
+        "adjudicated": by_source["adjudicated"],
+        "id": canon.content_id("pair_set", sorted(ids)),
+    }
 
 
 def _settings(run: RunView) -> dict[str, Any]:

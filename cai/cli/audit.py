@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
 from cai.cli import add_command, add_json
@@ -93,42 +94,55 @@ def handle_why(arguments: argparse.Namespace) -> int:
 
 def handle_query(arguments: argparse.Namespace) -> int:
     """Run a query and show its rows."""
-    from cai.audit.questions import QUESTIONS, named
-    from cai.audit.views import VIEWS, Views
-    from cai.cli.terminal import say, say_json, table
+    from cai.audit.views import Views
+
+    with Views(arguments.run) as views:
+        return _list(arguments, views) if arguments.list or not arguments.sql else _ask(arguments, views)
+
+
+def _list(arguments: argparse.Namespace, views: Any) -> int:
+    from cai.audit.questions import QUESTIONS
+    from cai.audit.views import VIEWS
+    from cai.cli.terminal import table, tell
+
+    questions = [{"name": q.name, "asks": q.asks, "sql": q.sql} for q in QUESTIONS.values()]
+    tables = [{"name": name, "holds": what, "columns": views.columns(name)} for name, what in VIEWS.items()]
+    lines = [table([[q["name"], q["asks"]] for q in questions], head=("question", "asks"))]
+    lines += [f"\n{view['name']}: {view['holds']}\n  {', '.join(view['columns'])}" for view in tables]
+    tell(arguments.json, {"questions": questions, "views": tables}, lines)
+    return 0
+
+
+def _ask(arguments: argparse.Namespace, views: Any) -> int:
+    from cai.audit.questions import named
+    from cai.audit.views import Views
+    from cai.cli.terminal import tell
     from cai.errors import UserError
 
-    views = Views(arguments.run)
-    if arguments.list or not arguments.sql:
-        questions = [{"name": q.name, "asks": q.asks, "sql": q.sql} for q in QUESTIONS.values()]
-        tables = [{"name": name, "holds": what, "columns": views.columns(name)} for name, what in VIEWS.items()]
-        if arguments.json:
-            say_json({"questions": questions, "views": tables})
-            return 0
-        say(table([[q["name"], q["asks"]] for q in questions], head=("question", "asks")))
-        for view in tables:
-            say(f"\n{view['name']}: {view['holds']}\n  {', '.join(view['columns'])}")
-        return 0
     given = [p.partition("=") for p in arguments.parameter]
     if any(not sep for _, sep, _ in given):
         raise UserError("-p: expected NAME=VALUE")
     question = None if " " in arguments.sql.strip() else named(arguments.sql)
-    if arguments.other:
-        views.attach(Views(arguments.other))
     parameters = {name: value for name, _, value in given}
     missing = [n for n in (question.needs if question else ()) if n != "other" and n not in parameters]
     if missing or (question and "other" in question.needs and not arguments.other):
         wanted = " ".join(f"-p {n}=…" for n in missing) or "--with RUN"
         raise UserError(f"'{arguments.sql}' needs {wanted}")
+    if arguments.other:
+        with Views(arguments.other) as other:
+            views.attach(other)
     found = views.query(question.sql if question else arguments.sql, parameters, limit=arguments.limit)
-    if arguments.json:
-        say_json(list(found.dicts()))
-        return 0
-    if question:
-        say(question.asks)
-    say(table([[_cell(value) for value in row] for row in found.rows], head=found.columns))
-    say(f"{len(found.rows)} rows" + (", cut at --limit" if len(found.rows) == arguments.limit else ""))
+    tell(arguments.json, list(found.dicts()), _answer(found, question, arguments.limit))
     return 0
+
+
+def _answer(found: Any, question: Any, limit: int) -> Iterator[str]:
+    from cai.cli.terminal import table
+
+    if question:
+        yield question.asks
+    yield table([[_cell(value) for value in row] for row in found.rows], head=found.columns)
+    yield f"{len(found.rows)} rows" + (", cut at --limit" if len(found.rows) == limit else "")
 
 
 def _cell(value: Any) -> str:
@@ -141,29 +155,32 @@ def _cell(value: Any) -> str:
 def handle_verify(arguments: argparse.Namespace) -> int:
     """Check everything; exit 1 where anything was found."""
     from cai.audit.verify import verify
-    from cai.cli.terminal import say, say_json, table
+    from cai.cli.terminal import tell
     from cai.trail import RunView
 
     found = verify(RunView(arguments.run).folder, expect=arguments.expect)
-    if arguments.json:
-        say_json(found)
-        return 0 if found["ok"] else 1
+    tell(arguments.json, found, _verified(found))
+    return 0 if found["ok"] else 1
+
+
+def _verified(found: dict[str, Any]) -> Iterator[str]:
+    from cai.cli.terminal import table
+
     rows = found["findings"]
     if rows:
-        say(table([[f["where"], f["name"], f["what"]] for f in rows[:200]], head=("where", "row", "found")))
-        say(f"{len(rows)} findings" + (", the first 200 shown (--json shows all)" if len(rows) > 200 else ""))
+        yield table([[f["where"], f["name"], f["what"]] for f in rows[:200]], head=("where", "row", "found"))
+        yield f"{len(rows)} findings" + (", the first 200 shown (--json shows all)" if len(rows) > 200 else "")
     else:
         counted = ", ".join(f"{n:,} {name}" for name, n in found["rows"].items())
-        say(f"sound: {counted}" + ("" if found["sealed"] else " (not sealed: the run has not ended)"))
-    say(f"head: {found['head']}")
-    say(found["limits"])
-    return 0 if found["ok"] else 1
+        yield f"sound: {counted}" + ("" if found["sealed"] else " (not sealed: the run has not ended)")
+    yield f"head: {found['head']}"
+    yield found["limits"]
 
 
 def handle_replay(arguments: argparse.Namespace) -> int:
     """Read and fold everything again; exit 1 where anything differs."""
     from cai.audit.replay import replay
-    from cai.cli.terminal import say, say_json, table
+    from cai.cli.terminal import tell
     from cai.errors import UserError
     from cai.trail import RunView
 
@@ -175,22 +192,24 @@ def handle_replay(arguments: argparse.Namespace) -> int:
         from cai.pipeline.reask import reask
 
         found["live"] = reask(arguments.run, arguments.live)
-    if arguments.json:
-        say_json(found)
-    else:
-        say(
-            f"{found['judgments']:,} judgments read again ({found['by_code']:,} by code), "
-            f"{found['pairs']:,} pairs folded again: {len(found['differences'])} differences"
-        )
-        if found["not_replayable"]:
-            say(f"not replayable: {found['not_replayable']:,} (their principle's text is no longer in the run)")
-        if found["differences"]:
-            rows = [[d["where"], d["name"], d["what"]] for d in found["differences"][:200]]
-            say(table(rows, head=("where", "name", "difference")))
-        if arguments.live:
-            live = found["live"]
-            say(f"asked again: {live['n']}; same verdict {live['agreed']}; largest change of p_a {live['largest']:.4f}")
+    tell(arguments.json, found, _replayed(found))
     return 1 if found["differences"] else 0
+
+
+def _replayed(found: dict[str, Any]) -> Iterator[str]:
+    from cai.cli.terminal import table
+
+    yield (
+        f"{found['judgments']:,} judgments read again ({found['by_code']:,} by code), "
+        f"{found['pairs']:,} pairs folded again: {len(found['differences'])} differences"
+    )
+    if found["not_replayable"]:
+        yield f"not replayable: {found['not_replayable']:,} (their principle's text is no longer in the run)"
+    if found["differences"]:
+        rows = [[d["where"], d["name"], d["what"]] for d in found["differences"][:200]]
+        yield table(rows, head=("where", "name", "difference"))
+    if live := found.get("live"):
+        yield f"asked again: {live['n']}; same verdict {live['agreed']}; largest change of p_a {live['largest']:.4f}"
 
 
 def handle_compare(arguments: argparse.Namespace) -> int:

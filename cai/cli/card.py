@@ -34,14 +34,14 @@ def handle(arguments: argparse.Namespace) -> int:
     from cai.errors import UserError
     from cai.trail import RunView
 
-    run = RunView(arguments.run)
-    if arguments.push:
-        if arguments.kind is None:
-            raise UserError("--push needs --kind model or --kind dataset: they are repositories of their own")
-        return _push(arguments, run)
-    if arguments.yes or arguments.public:
-        raise UserError("--yes and --public go with --push OWNER/NAME")
-    return _write(arguments, run)
+    with RunView(arguments.run) as run:
+        if arguments.push:
+            if arguments.kind is None:
+                raise UserError("--push needs --kind model or --kind dataset: they are repositories of their own")
+            return _push(arguments, run)
+        if arguments.yes or arguments.public:
+            raise UserError("--yes and --public go with --push OWNER/NAME")
+        return _write(arguments, run)
 
 
 def _write(arguments: argparse.Namespace, run: Any) -> int:

@@ -85,9 +85,9 @@ def _of_folder(arguments: argparse.Namespace, folder: str) -> int:
     from cai.evaluate import standings
     from cai.trail import RunView
 
-    run = RunView(folder)
-    is_contest = "contest" in run.manifest
-    measured = standings.measure(run) if is_contest else evaluate.measure(run)
+    with RunView(folder) as run:
+        is_contest = "contest" in run.manifest
+        measured = standings.measure(run) if is_contest else evaluate.measure(run)
     if arguments.json:
         say_json(measured)
         return 0
@@ -119,7 +119,8 @@ def _contest(arguments: argparse.Namespace, runs: list[str], overrides: list[str
             print("cai: interrupted; the same command goes on where this one stopped", file=sys.stderr)
             return 130
         with meter.stage("measure", 1):
-            measured = standings.measure(RunView(folder), scores)
+            with RunView(folder) as run:
+                measured = standings.measure(run, scores)
             page = write(folder, measured)
     calls = {"made": meter.tally.made, "reused": meter.tally.reused}
     if arguments.json:
@@ -142,5 +143,6 @@ def _entry(arguments: argparse.Namespace, runs: list[str], overrides: list[str])
     rest = tuple(word for word in overrides if not word.startswith("engine."))
     suite = suites.load(arguments.suite, overrides=rest)
     if runs:
-        return contestants.of_run(RunView(runs[0]), suite, of_engine)
+        with RunView(runs[0]) as run:
+            return contestants.of_run(run, suite, of_engine)
     return contestants.of_names(suite, arguments.policy, arguments.judge, of_engine, Path(arguments.out))

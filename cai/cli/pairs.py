@@ -34,14 +34,14 @@ def handle(arguments: argparse.Namespace) -> int:
     from cai.store import schema
     from cai.trail import RunView
 
-    run = RunView(arguments.run)
-    schema.check(run.folder / "store.sqlite")
-    unknown = set(arguments.phase or []) - set(run.phases)
-    if unknown:
-        raise UserError(f"{arguments.run}: no phase {sorted(unknown)}; this run has {run.phases}")
-    out = Path(arguments.out) if arguments.out else run.folder / "pairs.jsonl"
-    counted = export(run, out, phases=arguments.phase)
-    stale = stale_checkpoints(run)
+    with RunView(arguments.run) as run:
+        schema.check(run.folder / "store.sqlite")
+        unknown = set(arguments.phase or []) - set(run.phases)
+        if unknown:
+            raise UserError(f"{arguments.run}: no phase {sorted(unknown)}; this run has {run.phases}")
+        out = Path(arguments.out) if arguments.out else run.folder / "pairs.jsonl"
+        counted = export(run, out, phases=arguments.phase)
+        stale = stale_checkpoints(run)
     if arguments.json:
         say_json({"pairs": str(out), "accounting": counted.as_dict(), "stale": stale})
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
 from cai.cli import add_command, add_json
@@ -113,41 +114,45 @@ def _name(arguments: argparse.Namespace) -> str:
 
 def handle_sample(arguments: argparse.Namespace) -> int:
     """Draw both queues and say what was drawn."""
-    from cai.cli.terminal import say, say_json, table
+    from cai.cli.terminal import tell
     from cai.errors import UserError
     from cai.review import Desk
 
-    desk = Desk(arguments.run)
-    unknown = set(arguments.phase or []) - set(desk.run.phases)
-    if unknown:
-        raise UserError(f"{arguments.run}: no phase {sorted(unknown)}; this run has {desk.run.phases}")
-    if (arguments.estimate or 0) < 0 or arguments.value < 0:
-        raise UserError("--estimate and --value: expected 0 or more")
-    before = set(desk.book.items)
-    draw = desk.draw(
-        estimate=arguments.estimate,
-        value=arguments.value,
-        author=_name(arguments),
-        seed=arguments.seed,
-        phases=arguments.phase,
-        by_principle=arguments.by_principle,
-        gold=arguments.gold,
-    )
-    new = [i for i in desk.book.items.values() if i.id not in before]
-    counts = {
-        q: sum(i.queue == q and i.repeats is None for i in new) for q in ("estimate", "value", "practice", "gold")
-    }
-    counts["repeats"] = sum(i.repeats is not None for i in new)
-    if arguments.json:
-        say_json({"population": draw.population, "strata": draw.strata, "drawn": counts, "seed": draw.seed})
-        return 0
-    say(f"drawn from {draw.population} judged pairs:")
-    say(table([[k, v] for k, v in counts.items()], head=("queue", "items")))
-    say(table([[k, v] for k, v in draw.strata.items()], head=("stratum", "pairs")))
-    if not counts["practice"] and draw.number == 1:
-        say("no practice round: the constitution has no worked pairs; --gold FILE gives some")
-    say(f"vote: cai review next {arguments.run}   or in the browser: cai view {arguments.run}")
+    with Desk(arguments.run) as desk:
+        unknown = set(arguments.phase or []) - set(desk.run.phases)
+        if unknown:
+            raise UserError(f"{arguments.run}: no phase {sorted(unknown)}; this run has {desk.run.phases}")
+        if (arguments.estimate or 0) < 0 or arguments.value < 0:
+            raise UserError("--estimate and --value: expected 0 or more")
+        before = set(desk.book.items)
+        draw = desk.draw(
+            estimate=arguments.estimate,
+            value=arguments.value,
+            author=_name(arguments),
+            seed=arguments.seed,
+            phases=arguments.phase,
+            by_principle=arguments.by_principle,
+            gold=arguments.gold,
+        )
+        new = [i for i in desk.book.items.values() if i.id not in before]
+        counts = {
+            q: sum(i.queue == q and i.repeats is None for i in new) for q in ("estimate", "value", "practice", "gold")
+        }
+        counts["repeats"] = sum(i.repeats is not None for i in new)
+    found = {"population": draw.population, "strata": draw.strata, "drawn": counts, "seed": draw.seed}
+    tell(arguments.json, found, _drawn(arguments.run, found, draw.number))
     return 0
+
+
+def _drawn(run: str, found: dict[str, Any], number: int) -> Iterator[str]:
+    from cai.cli.terminal import table
+
+    yield f"drawn from {found['population']} judged pairs:"
+    yield table([[k, v] for k, v in found["drawn"].items()], head=("queue", "items"))
+    yield table([[k, v] for k, v in found["strata"].items()], head=("stratum", "pairs"))
+    if not found["drawn"]["practice"] and number == 1:
+        yield "no practice round: the constitution has no worked pairs; --gold FILE gives some"
+    yield f"vote: cai review next {run}   or in the browser: cai view {run}"
 
 
 def handle_next(arguments: argparse.Namespace) -> int:
@@ -155,7 +160,8 @@ def handle_next(arguments: argparse.Namespace) -> int:
     from cai.cli.voting import vote_on_what_waits
     from cai.review import Desk
 
-    return vote_on_what_waits(Desk(arguments.run), _name(arguments), as_json=arguments.json)
+    with Desk(arguments.run) as desk:
+        return vote_on_what_waits(desk, _name(arguments), as_json=arguments.json)
 
 
 def handle_agreement(arguments: argparse.Namespace) -> int:
@@ -173,60 +179,59 @@ def handle_agreement(arguments: argparse.Namespace) -> int:
 
 def handle_disputes(arguments: argparse.Namespace) -> int:
     """List pairs that somebody should decide."""
-    from cai.cli.terminal import say, say_json, table
+    from cai.cli.terminal import table, tell
     from cai.review import Desk
 
-    found = Desk(arguments.run).disputes()
-    if arguments.json:
-        say_json(found)
-        return 0
+    with Desk(arguments.run) as desk:
+        found = desk.disputes()
     rows = [[d["comparison_id"], ", ".join(f"{r}: {c}" for r, c in d["votes"].items())] for d in found]
-    say(table(rows, head=("pair", "votes")) if rows else "reviewers disagree on no pair")
-    if rows:
-        say(f'decide: cai review override {arguments.run} PAIR --label a|b|tie --reason "..."')
+    lines = [
+        table(rows, head=("pair", "votes")),
+        f'decide: cai review override {arguments.run} PAIR --label a|b|tie --reason "..."',
+    ]
+    tell(arguments.json, found, lines if rows else ["reviewers disagree on no pair"])
     return 0
 
 
 def handle_override(arguments: argparse.Namespace) -> int:
     """Append a label, or take one back."""
     from cai.audit.find import pair_id
-    from cai.cli.terminal import say, say_json
+    from cai.cli.terminal import tell
     from cai.pairs import stale_checkpoints
     from cai.review import Desk
 
-    desk, who = Desk(arguments.run), _name(arguments)
-    pair = pair_id(desk.run, arguments.pair)
-    if arguments.label:
-        desk.override(pair, arguments.label, author=who, reason=arguments.reason, blind=arguments.blind)
-    else:
-        desk.withdraw(pair, author=who, reason=arguments.reason)
-    stale = stale_checkpoints(desk.run)
-    if arguments.json:
-        say_json({"pair_id": pair, "label": arguments.label, "author": who, "stale": stale})
-        return 0
-    say(f"{pair}: {arguments.label or 'the override is taken back'} (by {who})")
-    for checkpoint in stale:
-        say(f"stale: {checkpoint} was trained on rows that have changed since")
-    say(f"cai pairs {arguments.run} writes the pairs anew; cai review similar {arguments.run} looks for pairs like it")
+    who = _name(arguments)
+    with Desk(arguments.run) as desk:
+        pair, n_settled = pair_id(desk.run, arguments.pair), 0
+        if arguments.label:
+            made = desk.override(pair, arguments.label, author=who, reason=arguments.reason, blind=arguments.blind)
+            n_settled = len(made.settles)
+        else:
+            desk.withdraw(pair, author=who, reason=arguments.reason)
+        stale = stale_checkpoints(desk.run)
+    found = {"pair_id": pair, "label": arguments.label, "author": who, "settled": n_settled, "stale": stale}
+    between = f", between {n_settled} votes that differ" if n_settled else ""
+    lines = [f"{pair}: {arguments.label or 'the override is taken back'} (by {who}{between})"]
+    lines += [f"stale: {checkpoint} was trained on rows that have changed since" for checkpoint in stale]
+    lines += [f"cai pairs {arguments.run} writes the pairs anew; cai review similar {arguments.run} looks for its like"]
+    tell(arguments.json, found, lines)
     return 0
 
 
 def handle_similar(arguments: argparse.Namespace) -> int:
     """List, and propose if asked."""
-    from cai.cli.terminal import say, say_json, table
+    from cai.cli.terminal import table, tell
     from cai.review import Desk
     from cai.review.similar import similar
 
-    desk = Desk(arguments.run)
-    found = similar(desk.run, desk.book, threshold=arguments.threshold)
-    n_new = len(desk.propose([f.comparison_id for f in found], _name(arguments))) if arguments.propose else 0
-    if arguments.json:
-        say_json({"similar": [f._asdict() for f in found], "proposed": n_new})
-        return 0
+    with Desk(arguments.run) as desk:
+        found = similar(desk.run, desk.book, threshold=arguments.threshold)
+        n_new = len(desk.propose([f.comparison_id for f in found], _name(arguments))) if arguments.propose else 0
     rows = [[f.comparison_id, f"{f.overlap:.2f}", f.like] for f in found]
-    say(table(rows, head=("pair", "overlap", "like the overridden")) if rows else "no pair resembles an overridden one")
-    if arguments.propose:
-        say(f"proposed for review: {n_new}")
+    lines = [table(rows, head=("pair", "overlap", "like the overridden"))]
+    lines = lines if rows else ["no pair resembles an overridden one"]
+    lines += [f"proposed for review: {n_new}"] if arguments.propose else []
+    tell(arguments.json, {"similar": [f._asdict() for f in found], "proposed": n_new}, lines)
     return 0
 
 
@@ -236,22 +241,22 @@ def handle_export(arguments: argparse.Namespace) -> int:
     from cai.review import Desk
     from cai.review.exchange import export
 
-    written = export(Desk(arguments.run), arguments.format, arguments.out, _name(arguments))
+    with Desk(arguments.run) as desk:
+        written = export(desk, arguments.format, arguments.out, _name(arguments))
     tell(arguments.json, written, [f"{written['items']} items written to {', '.join(written['files'])}"])
     return 0
 
 
 def handle_import(arguments: argparse.Namespace) -> int:
     """Take votes in and report every row that was left out."""
-    from cai.cli.terminal import say, say_json, table
+    from cai.cli.terminal import table, tell
     from cai.review import Desk
     from cai.review.exchange import import_votes
 
-    found = import_votes(Desk(arguments.run), arguments.format, arguments.file, arguments.reviewer)
-    if arguments.json:
-        say_json(found)
-        return 0
-    say(f"votes taken in: {found['votes']}")
+    with Desk(arguments.run) as desk:
+        found = import_votes(desk, arguments.format, arguments.file, arguments.reviewer)
+    lines = [f"votes taken in: {found['votes']}"]
     if found["left_out"]:
-        say(table([[r["row"], r["why"]] for r in found["left_out"]], head=("row", "left out because")))
+        lines.append(table([[r["row"], r["why"]] for r in found["left_out"]], head=("row", "left out because")))
+    tell(arguments.json, found, lines)
     return 0

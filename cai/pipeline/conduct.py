@@ -143,8 +143,8 @@ class Conductor:
         done = self.manifest["done"]
         if not done or done["inputs"] != self._inputs():
             return None
-        with_store = RunView(self.folder)
-        head = ledger.head(with_store.connection)
+        with RunView(self.folder) as run:
+            head = ledger.head(run.connection)
         if [head.count, head.hash] != done["head"]:
             return None
         self.meter.note("nothing to do: this run is finished and nothing it was made from has changed")
@@ -293,10 +293,12 @@ class Conductor:
         folder, method = self.folder, turn.phase.train
         out = training.checkpoint_dir(folder, turn.name)
         rows = out.parent / f"{turn.name}.rows.jsonl"
-        n_rows = training.rows_for(RunView(folder), turn.name, method, rows)
+        with RunView(folder) as run:
+            n_rows = training.rows_for(run, turn.name, method, rows)
         done = training.finished(out)
         if done is None:
-            gate.check(RunView(folder), self.config.review.gate)
+            with RunView(folder) as run:
+                gate.check(run, self.config.review.gate)
             await self._make_room()
             further = await rewarding.further(self, turn, judge) if method in SAMPLING else None
             done = await training.train(self.config, folder, turn.name, method, rows, base, self.meter, n_rows, further)
@@ -317,8 +319,7 @@ class Conductor:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def _result(self, n_failed: int, stale: list[str]) -> Result:
-        run = RunView(self.folder)
-        with self.meter.stage("settle and export", 1):
+        with self.meter.stage("settle and export", 1), RunView(self.folder) as run:
             parts = pairs.export_by_phase(run, self.folder / "pairs.jsonl")
             for name, accounting in parts.items():
                 self.manifest["phases"][name] |= {"accounting": accounting.as_dict()}

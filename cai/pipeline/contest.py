@@ -312,13 +312,14 @@ class Contest:
 
     def _write_answers(self) -> None:
         """Write every answer with its id as `answers.jsonl`, which a scorer can read and give scores to."""
-        run, lines = RunView(self.folder), []
-        for _, prompt in run.prompts("held_out"):
-            messages = [m.model_dump() for m in prompt.messages]
-            for contestant in self.entry.policies:
-                for r in run.records(phase_of(contestant.name), prompt.id).get("response", []):
-                    row = {"id": r.id, "policy": contestant.name, "prompt": messages, "completion": r.text}
-                    lines.append(canon.dumps(row) + b"\n")
+        lines = []
+        with RunView(self.folder) as run:
+            for _, prompt in run.prompts("held_out"):
+                messages = [m.model_dump() for m in prompt.messages]
+                for contestant in self.entry.policies:
+                    for r in run.records(phase_of(contestant.name), prompt.id).get("response", []):
+                        row = {"id": r.id, "policy": contestant.name, "prompt": messages, "completion": r.text}
+                        lines.append(canon.dumps(row) + b"\n")
         write_atomically(self.folder / "answers.jsonl", b"".join(lines))
 
 
@@ -329,7 +330,8 @@ def _trained_on(checkpoint: str | None) -> Sequence[Prompt]:
     path = Path(checkpoint).expanduser()
     for folder in path.resolve().parents if path.is_dir() else ():
         if (folder / "manifest.json").is_file() and (folder / "store.sqlite").is_file():
-            return [prompt for _, prompt in RunView(folder).prompts("train")]
+            with RunView(folder) as run:
+                return [prompt for _, prompt in run.prompts("train")]
     return ()
 
 

@@ -57,7 +57,7 @@ async def compare(conductor: Conductor, before: Recorded, after: Recorded, judge
     config = conductor.config
     if not config.evaluate.samples or not conductor.manifest["prompts"]["held_out"]:
         return
-    run, bench = RunView(conductor.folder), conductor.bench(judge)
+    bench = conductor.bench(judge)
     inputs_id = canon.content_id(
         "evaluate",
         [
@@ -89,7 +89,8 @@ async def compare(conductor: Conductor, before: Recorded, after: Recorded, judge
         walked.judgments = [j for judgments in judged[: len(walked.comparisons)] for j in judgments]
         return walked
 
-    await conductor.walk_all(PHASE, walk, inputs_id, side="held_out")
+    with RunView(conductor.folder) as run:
+        await conductor.walk_all(PHASE, walk, inputs_id, side="held_out")
 
 
 def asks_likelihood(prompt: Prompt, share: float) -> bool:

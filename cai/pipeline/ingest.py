@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from cai import canon, promptset, shipped
 from cai.config import RunConfig
@@ -62,6 +62,16 @@ class Divided:
         self._limit("train", section.train_limit)
         if not self.count("train"):
             raise UserError(f"prompts: {n_kept} read, none left for training; lower prompts.held_out, or add prompts")
+
+    def close(self) -> None:
+        """Forget the prompts."""
+        self._kept.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def prompts(self, side: Side) -> Iterator[Prompt]:
         """Yield a side's prompts in the order of the sources."""
@@ -131,11 +141,11 @@ class Divided:
 
 def ingest(config: RunConfig, near: Path | None, store: Store, manifest: Manifest) -> None:
     """Read the prompts into the store unless the same ones are there already, and count them in the manifest."""
-    divided = Divided(config, near)
-    mark = divided.id
-    if store.meta(_MARK) != mark:
-        _keep(store, divided, mark)
-    manifest.save(prompts=divided.counts)
+    with Divided(config, near) as divided:
+        mark = divided.id
+        if store.meta(_MARK) != mark:
+            _keep(store, divided, mark)
+        manifest.save(prompts=divided.counts)
 
 
 def _keep(store: Store, divided: Divided, mark: str) -> None:

@@ -26,7 +26,11 @@ def reask(folder: str | Path, n: int) -> dict[str, Any]:
     `n` asked, `agreed` with the same verdict, `largest` change of p_a, `differences`. Decisions that rest on reasoning
     are asked for the verdict only, with the reasons as they were kept.
     """
-    run = RunView(folder)
+    with RunView(folder) as run:
+        return _locked(run, n)
+
+
+def _locked(run: RunView, n: int) -> dict[str, Any]:
     lock = RunLock(run.folder)
     lock.acquire()
     try:

@@ -112,8 +112,8 @@ class Rederiving(Conductor):
 
     async def walk_all(self, name: str, walk: Any, inputs_id: str, *, side: str) -> None:
         """Walk every prompt again and compare."""
-        run = RunView(self.folder)
-        with self.meter.stage(f"verify {name}", int(self.manifest["prompts"][side])) as stage:
+        stage_name, n = f"verify {name}", int(self.manifest["prompts"][side])
+        with RunView(self.folder) as run, self.meter.stage(stage_name, n) as stage:
             for _, prompt in run.prompts(side):
                 await self._again(prompt, name, walk, inputs_id)
                 stage.done += 1
@@ -148,7 +148,8 @@ class Rederiving(Conductor):
         out = training.checkpoint_dir(self.folder, turn.name)
         entry = self.manifest["phases"][turn.name].get("train")
         self.faults.checked["checkpoints"] += 1
-        rows = pairs.phase_rows(RunView(self.folder), turn.name, turn.phase.train)
+        with RunView(self.folder) as run:
+            rows = pairs.phase_rows(run, turn.name, turn.phase.train)
         if entry is None or entry["rows_id"] != pairs.rows_id(rows):
             self.faults.add(f"checkpoints: {turn.name} was trained on other rows than the run has now")
         return out if turn.phase.train == "reward" else await training.merged(out, base, self.meter)
@@ -177,8 +178,8 @@ class Rederiving(Conductor):
         if self._from_folder:
             return
         kept = connection.execute("SELECT prompt_id, side FROM prompts ORDER BY position").fetchall()
-        divided = Divided(self.config, self.near)
-        read = [(prompt.id, side) for side in SIDES for prompt in divided.prompts(side)]
+        with Divided(self.config, self.near) as divided:
+            read = [(prompt.id, side) for side in SIDES for prompt in divided.prompts(side)]
         self.faults.checked["prompts"] = len(read)
         if kept != read:
             self.faults.add("prompts: their sources do not give the prompts of this run, in this order")
@@ -187,7 +188,8 @@ class Rederiving(Conductor):
         with tempfile.TemporaryDirectory() as folder:
             again = Path(folder) / "pairs.jsonl"
             try:
-                pairs.export(RunView(self.folder), again)
+                with RunView(self.folder) as run:
+                    pairs.export(run, again)
             except StoreError as error:
                 self.faults.add(str(error))
                 return

@@ -28,11 +28,11 @@ def retrain(folder: str, phase: str | None) -> Retrained:
 
     A checkpoint set aside is kept beside the new one, named by the rows it was trained on.
     """
-    run = RunView(folder)
-    chosen = [phase] if phase else [Path(path).name for path in stale_checkpoints(run)]
-    for name in chosen:
-        _set_aside(run, name)
-    conductor = Conductor(run.config, near=run.folder, meter=Meter(), from_folder=True)
+    with RunView(folder) as run:
+        chosen = [phase] if phase else [Path(path).name for path in stale_checkpoints(run)]
+        for name in chosen:
+            _set_aside(run, name)
+        conductor = Conductor(run.config, near=run.folder, meter=Meter(), from_folder=True)
     result = asyncio.run(conductor.run())
     return Retrained(**result.as_dict(), retrained=chosen)
 
@@ -53,13 +53,13 @@ def show(folder: str, phase: str | None, n: int) -> list[str]:
     """Return `n` rows of a phase as the model reads them, the trained tokens between marks."""
     from cai.train.data import show_row
 
-    run = RunView(folder)
-    trained = [p for p, entry in run.manifest["phases"].items() if "train" in entry]
-    name = phase or (trained[-1] if trained else "")
-    if name not in trained:
-        raise UserError(f"{folder}: phase '{phase}' trains nothing; phases with a checkpoint: {trained}")
-    entry = run.manifest["phases"][name]["train"]
-    if entry["method"] in SAMPLING:
-        raise UserError(f"{folder}: phase '{name}' trains {entry['method']} on prompts alone; no rows to show")
-    rows = phase_rows(run, name, entry["method"])[:n]
-    return [show_row(row, entry["method"], entry["base"]) for row in rows]
+    with RunView(folder) as run:
+        trained = [p for p, entry in run.manifest["phases"].items() if "train" in entry]
+        name = phase or (trained[-1] if trained else "")
+        if name not in trained:
+            raise UserError(f"{folder}: phase '{phase}' trains nothing; phases with a checkpoint: {trained}")
+        entry = run.manifest["phases"][name]["train"]
+        if entry["method"] in SAMPLING:
+            raise UserError(f"{folder}: phase '{name}' trains {entry['method']} on prompts alone; no rows to show")
+        rows = phase_rows(run, name, entry["method"])[:n]
+        return [show_row(row, entry["method"], entry["base"]) for row in rows]

@@ -21,17 +21,16 @@ def retry(folder: str, overrides: Sequence[str], meter: Meter) -> Conductor:
     `overrides` may change what changes no answer, such as `engine.retries`. Raises UserError where nothing has failed,
     or only rows that could not be read: those have to be mended where they stand.
     """
-    run = RunView(folder)
-    walked, refused = _failed(run.connection)
-    if not walked and refused:
-        raise UserError(
-            f"{folder}: {refused} rows were refused when the prompts were read, and asking again will not help; "
-            f"see `cai status {folder}`, mend the file, and give the run's command again"
-        )
-    if not walked:
-        raise UserError(f"{folder}: no prompt of this run has failed; nothing to ask again")
-    config = overridden(run.config, overrides)
-    run.connection.close()
+    with RunView(folder) as run:
+        walked, refused = _failed(run.connection)
+        if not walked and refused:
+            raise UserError(
+                f"{folder}: {refused} rows were refused when the prompts were read, and asking again will not help; "
+                f"see `cai status {folder}`, mend the file, and give the run's command again"
+            )
+        if not walked:
+            raise UserError(f"{folder}: no prompt of this run has failed; nothing to ask again")
+        config = overridden(run.config, overrides)
     Manifest(run.folder).save(done=None)
     return Conductor(config, near=run.folder, meter=meter, from_folder=True)
 

@@ -26,7 +26,8 @@ async def further(conductor: Conductor, turn: PhaseTurn, judge: Recorded) -> dic
     settings: RlSection = getattr(config.train, turn.phase.train)
     models = [_model(folder, name, turn) for name in settings.reward.model]
     held_out = checkpoint_dir(folder, turn.name).with_suffix(".held_out.jsonl")
-    n_held_out = write_jsonl(held_out, prompt_rows(RunView(folder), "held_out")) if settings.watch else 0
+    with RunView(folder) as run:
+        n_held_out = write_jsonl(held_out, prompt_rows(run, "held_out")) if settings.watch else 0
     named = settings.model_copy(update={"reward": settings.reward.model_copy(update={"model": tuple(models)})})
     spec = {
         "settings": named.model_dump(mode="json"),

@@ -37,14 +37,14 @@ def headline(run_dir: str | Path) -> list[str]:
 
 def _kept(run_dir: str | Path) -> dict[str, Any] | None:
     """Return what `collect` gave when the report was written, if the run was done then and nothing came after it."""
-    run = RunView(run_dir)
-    path, done = run.folder / "report.json", run.manifest["done"]
-    if not done or not path.exists():
-        return None
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        head = ledger.head(run.connection)
-        told = (data["run"]["done"], data["schema"], data["ledger"])
-    except (ValueError, KeyError, TypeError):
-        return None
-    return data if told == (done["time"], SCHEMA, {"count": head.count, "head": head.hash}) else None
+    with RunView(run_dir) as run:
+        path, done = run.folder / "report.json", run.manifest["done"]
+        if not done or not path.exists():
+            return None
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            head = ledger.head(run.connection)
+            told = (data["run"]["done"], data["schema"], data["ledger"])
+        except (ValueError, KeyError, TypeError):
+            return None
+        return data if told == (done["time"], SCHEMA, {"count": head.count, "head": head.hash}) else None

@@ -26,7 +26,11 @@ _MOST_POINTS = 400
 
 def collect(run_dir: str | Path) -> dict[str, Any]:
     """Return everything known about a run; what did not happen is None or empty. Raises UserError without a run."""
-    run = RunView(run_dir)
+    with RunView(run_dir) as run:
+        return _collected(run)
+
+
+def _collected(run: RunView) -> dict[str, Any]:
     begun = (run.folder / "store.sqlite").exists()
     phases = [_phase(run, name) for name in run.phases] if begun else []
     data: dict[str, Any] = {

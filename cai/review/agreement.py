@@ -33,7 +33,7 @@ class Reviewed:
     prompt_id: str
     source: str
     human: Label | None
-    """What people say: all alike, the most of them, or the label decided outright; None where they stay divided."""
+    """What people say: all alike, the most of them, or the label decided outright and blind; else None."""
     judge: Label | None
     """What the judge says, overrides left aside; None where it abstained or could not be read."""
     said: dict[str, Label]
@@ -96,11 +96,11 @@ def reviewed(run: RunView, book: Book, draw: Draw | None) -> Iterator[Reviewed]:
 
 
 def _human(said: dict[str, Label], held: Override | None) -> Label | None:
-    """Return what people say together: the most frequent label; a label decided outright where there is none."""
+    """Return what people say together: the most frequent label; where there is none, one decided outright and blind."""
     counted = Counter(said.values()).most_common(2)
     if len(counted) == 1 or counted[0][1] > counted[1][1]:
         return counted[0][0]
-    return held.label if held is not None and not held.votes else None
+    return held.label if held is not None and held.blind and not held.votes else None
 
 
 def _judge(run: RunView, item: ReviewItem) -> Label | None:

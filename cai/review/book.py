@@ -95,11 +95,15 @@ class Book:
         labels = {LABELS[v.choice] for v in told}
         return (labels.pop() if len(labels) == 1 else None), told
 
+    def dispute(self, comparison_id: str) -> list[Vote]:
+        """Return the votes on a comparison that say which answer is better and contradict each other, or none."""
+        label, told = self.agreed_label(comparison_id)
+        return told if label is None and len(told) > 1 else []
+
     def disputes(self) -> list[str]:
         """Return the comparisons of which people say different things and nobody has decided outright."""
         return [id_ for id_ in self._by_comparison if self._is_disputed(id_)]
 
     def _is_disputed(self, comparison_id: str) -> bool:
-        label, told = self.agreed_label(comparison_id)
         held = self.override(comparison_id)
-        return label is None and len(told) > 1 and (held is None or bool(held.votes))
+        return bool(self.dispute(comparison_id)) and (held is None or bool(held.votes))

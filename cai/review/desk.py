@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from cai import canon
 from cai.errors import UserError
@@ -77,6 +77,12 @@ class Desk:
         """Close the store."""
         self.run.close()
         self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def book(self) -> Book:
@@ -290,7 +296,10 @@ class Desk:
     # -- deciding outright -------------------------------------------------------------------------------------------
 
     def override(self, comparison_id: str, label: str, *, author: str, reason: str, blind: bool = False) -> Override:
-        """Append a label that somebody decides outright, over judge and votes; the reason is required."""
+        """Append a label that somebody decides outright, over judge and votes; the reason is required.
+
+        Where reviewers say different things of the pair, it is recorded that this settles it between their votes.
+        """
         author = reviewer_name(author)
         if label not in ("a", "b", "tie"):
             raise UserError(f"label '{label}': expected a, b or tie (the arms as `cai audit why` names them)")
@@ -308,6 +317,7 @@ class Desk:
                 reason=reason.strip(),
                 blind=blind,
                 supersedes=earlier[-1].id if earlier else None,
+                settles=tuple(v.id for v in book.dispute(comparison_id)),
                 time=now(),
             )
 

@@ -8,7 +8,7 @@ from typing import Any
 from cai.manifest import now
 from cai.records import Comparison, Event, Override, Withdrawal
 from cai.review.book import Book
-from cai.stages.settle import Settled, settle
+from cai.stages.settle import Settled, effective_override, settle
 from cai.store import ledger
 from cai.trail import RunView
 
@@ -70,7 +70,7 @@ def what_the_judge_said(run: RunView, comparison_id: str, left: str) -> dict[str
     said = judged(run, comparison_id)
     arms = {"a": run.record(comparison.a_id), "b": run.record(comparison.b_id)}
     titles = {p.id: p.title for p in run.constitution.principles}
-    held = held_label(run, comparison_id)
+    held = effective_override(ledger.of_comparison(run.connection, comparison_id))
     return {
         "label": side_of(said.label, left),
         "p_left": _p_left(said.p_a, left),
@@ -88,17 +88,9 @@ def what_the_judge_said(run: RunView, comparison_id: str, left: str) -> dict[str
         "source": comparison.source,
         "left_is": arms[left].tag,
         "right_is": arms["b" if left == "a" else "a"].tag,
-        "label_now": side_of(held, left) if held else side_of(said.label, left),
-        "label_source": "human" if held else "judge",
+        "label_now": side_of(held.label if held else said.label, left),
+        "label_source": ("adjudicated" if held.settles else "human") if held else "judge",
     }
-
-
-def held_label(run: RunView, comparison_id: str) -> str | None:
-    """Return the label of the override that holds for a comparison, or None."""
-    decisions = ledger.of_comparison(run.connection, comparison_id)
-    withdrawn = {d.withdraws for d in decisions if isinstance(d, Withdrawal)}
-    standing = [d for d in decisions if isinstance(d, Override) and d.id not in withdrawn]
-    return standing[-1].label if standing else None
 
 
 def side_of(label: str | None, left: str) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from cai.records import Decision, Judgment, Label, Order, Override, State, Withdrawal
+from cai.records import Decision, Judgment, Label, LabelSource, Order, Override, State, Withdrawal
 
 _OPPOSED = frozenset({"a", "b"})
 _NAMING = _OPPOSED | {"tie"}
@@ -56,7 +56,7 @@ class Settled:
     p_tie: float
     confidence: float
     votes: tuple[Vote, ...]
-    label_source: Literal["judge", "human"]
+    label_source: LabelSource
     override_id: str | None
 
 
@@ -78,7 +78,7 @@ def settle(
         if isinstance(d, Judgment):
             judged.setdefault(d.question_id, {})[d.order] = d
     votes = tuple(_vote(asked, judged.get(id_, {}), on_disagreement, tie_margin) for id_, asked in due.items())
-    override = _effective_override(decisions)
+    override = effective_override(decisions)
     p_a, p_tie, confidence = _mean(votes)
     state = _state(votes, p_a, tie_margin)
     if override is not None and state != "failed":
@@ -87,7 +87,8 @@ def settle(
     return Settled(comparison_id, state, label, p_a, p_tie, confidence, votes, "judge", None)
 
 
-def _effective_override(decisions: Sequence[Decision]) -> Override | None:
+def effective_override(decisions: Sequence[Decision]) -> Override | None:
+    """Return the override that holds, the latest that was not taken back; None where nobody overrode the judge."""
     withdrawn = {d.withdraws for d in decisions if isinstance(d, Withdrawal)}
     overrides = [d for d in decisions if isinstance(d, Override) and d.id not in withdrawn]
     return overrides[-1] if overrides else None
@@ -96,7 +97,8 @@ def _effective_override(decisions: Sequence[Decision]) -> Override | None:
 def _by_person(comparison_id: str, override: Override, votes: tuple[Vote, ...]) -> Settled:
     p_a = {"a": 1.0, "b": 0.0, "tie": 0.5}[override.label]
     tie = 1.0 if override.label == "tie" else 0.0
-    return Settled(comparison_id, "overridden", override.label, p_a, tie, abs(2 * p_a - 1), votes, "human", override.id)
+    source: LabelSource = "adjudicated" if override.settles else "human"
+    return Settled(comparison_id, "overridden", override.label, p_a, tie, abs(2 * p_a - 1), votes, source, override.id)
 
 
 def _vote(asked: Asked, by_order: Mapping[Order, Judgment], on_disagreement: str, margin: float) -> Vote:

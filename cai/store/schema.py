@@ -52,7 +52,7 @@ def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
     """Return a connection to an existing store. Raises StoreError where it is missing, damaged or of another schema."""
     if not path.exists():
         raise StoreError(f"{path}: no store here; give the folder of a run")
-    mode = "ro" if readonly else "rw"
+    mode, connection = "ro" if readonly else "rw", None
     try:
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True, check_same_thread=False)
         connection.isolation_level = None
@@ -62,12 +62,15 @@ def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
             connection.execute("PRAGMA synchronous = FULL")
         found = connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
     except sqlite3.DatabaseError as error:
+        if connection is not None:
+            connection.close()
         if error.sqlite_errorcode & 0xFF in UNWRITABLE:
             raise StoreError(f"{path}: cannot be used ({error}); free space or mend permissions") from error
         raise StoreError(
             f"{path}: not a readable store ({error}); save what can be read with: cai recover {path.parent}"
         ) from error
     if found is None or int(found[0]) != VERSION:
+        connection.close()
         version = "none" if found is None else found[0]
         raise StoreError(
             f"{path}: found schema {version}, expected {VERSION}; open it with the version of cai that wrote it"

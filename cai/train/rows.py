@@ -64,7 +64,7 @@ class PairRow:
     margin: float = 0.0
     """By how much the better answer's reward has to exceed the other's, 0 or more (reward models only)."""
     label_source: str = "file"
-    """Who had the last word: `judge`, `human`, or `file` where nothing tells."""
+    """Who had the last word: `judge`, `human`, `adjudicated`, or `file` where nothing tells."""
     votes: dict[str, float] = field(default_factory=dict)
     """By principle that did not abstain: its probability that `chosen` is better."""
 

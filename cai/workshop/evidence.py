@@ -8,8 +8,8 @@ from pathlib import Path
 
 from cai import canon
 from cai.assay import labelled
-from cai.records import Judgment, Override, Prompt
-from cai.stages.settle import settle
+from cai.records import Judgment, Prompt
+from cai.stages.settle import effective_override, settle
 from cai.trail import RunView
 
 
@@ -25,12 +25,12 @@ class Preferred:
 
 
 def disagreements(run: RunView) -> Iterator[Preferred]:
-    """Yield the comparisons whose latest override names an answer that the judge's own label does not name."""
+    """Yield the comparisons whose override in effect names an answer that the judge's own label does not name."""
     rules = run.config.judge
     for phase in run.phases:
         for end in run.ended(phase):
-            overrides = [d for d in end.decisions if isinstance(d, Override)]
-            if not overrides or overrides[-1].label == "tie":
+            held = effective_override(end.decisions)
+            if held is None or held.label == "tie":
                 continue
             judged = settle(
                 end.comparison.id,
@@ -39,9 +39,9 @@ def disagreements(run: RunView) -> Iterator[Preferred]:
                 on_disagreement=rules.on_disagreement,
                 tie_margin=rules.tie_margin,
             )
-            if judged.label != overrides[-1].label:
+            if judged.label != held.label:
                 a, b = (arm.text for arm in end.arms)
-                chosen, rejected = (a, b) if overrides[-1].label == "a" else (b, a)
+                chosen, rejected = (a, b) if held.label == "a" else (b, a)
                 yield Preferred(end.prompt, chosen, rejected, end.comparison.id)
 
 

@@ -29,17 +29,19 @@ def handle(arguments: argparse.Namespace) -> int:
     from cai.evaluate.conflicts import Conflicts
     from cai.trail import RunView
 
-    run = RunView(arguments.run)
-    if arguments.phase and arguments.phase not in run.phases:
-        raise UserError(f"{run.folder}: found no phase '{arguments.phase}', expected one of {', '.join(run.phases)}")
-    conflicts, n = Conflicts(run.config.judge.tie_margin), 0
-    for phase in [arguments.phase] if arguments.phase else run.phases:
-        for end in run.ended(phase):
-            conflicts.add(end)
-            n += 1
-    if not n:
-        raise UserError(f"{run.folder}: found no comparison, so nothing was judged; give a run that compares answers")
-    found = conflicts.as_dict([p.id for p in run.constitution.principles]) | {"comparisons": n}
+    with RunView(arguments.run) as run:
+        if arguments.phase and arguments.phase not in run.phases:
+            expected = ", ".join(run.phases)
+            raise UserError(f"{run.folder}: found no phase '{arguments.phase}', expected one of {expected}")
+        conflicts, n = Conflicts(run.config.judge.tie_margin), 0
+        for phase in [arguments.phase] if arguments.phase else run.phases:
+            for end in run.ended(phase):
+                conflicts.add(end)
+                n += 1
+        if not n:
+            why = "found no comparison, so nothing was judged; give a run that compares answers"
+            raise UserError(f"{run.folder}: {why}")
+        found = conflicts.as_dict([p.id for p in run.constitution.principles]) | {"comparisons": n}
     if arguments.json:
         say_json(found)
         return 0

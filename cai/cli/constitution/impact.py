@@ -60,7 +60,7 @@ def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
     from cai.trail import RunView
     from cai.workshop import impact
 
-    run, meter = RunView(arguments.run), Meter()
+    meter = Meter()
     old, new = constitution.load(arguments.old), constitution.load(arguments.new)
 
     async def work() -> Any:
@@ -73,9 +73,10 @@ def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
         async with hearing(config, folder, meter=meter, siblings=True, **given) as held:
             return preview, await impact.redo(preview, held, meter)
 
-    with Progress(meter, quiet=arguments.quiet or arguments.json):
-        preview, redone = asyncio.run(work())
-    return impact.measure(preview, redone, _asked(meter))
+    with RunView(arguments.run) as run:
+        with Progress(meter, quiet=arguments.quiet or arguments.json):
+            preview, redone = asyncio.run(work())
+        return impact.measure(preview, redone, _asked(meter))
 
 
 def _asked(meter: Any) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def _inputs(arguments: argparse.Namespace) -> tuple[Any, str, Any, dict[str, Any
         path = Path(arguments.pairs)
         config, near = judge.config_for("none", arguments.config, arguments.set)
         return preferences(path), path.name, config, {"near": near}, judge.workbench()
-    run = RunView(arguments.run)
-    options = {"near": run.folder, "templates": run.templates, "fence": impact.fence_of(run), "siblings": True}
-    config = overridden(run.config, arguments.set)
-    return disagreements(run), run.folder.name, config, options, impact.workbench(run)
+    with RunView(arguments.run) as run:
+        options = {"near": run.folder, "templates": run.templates, "fence": impact.fence_of(run), "siblings": True}
+        config = overridden(run.config, arguments.set)
+        return list(disagreements(run)), run.folder.name, config, options, impact.workbench(run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlencode
 
+from cai.audit.summary import MOST_TOLD
 from cai.view.index import LOW_MARGIN
 from cai.view.page import Ask, run_path
 from cai.view.plots import histogram, share_rows
@@ -49,10 +50,11 @@ def collect(ask: Ask) -> dict[str, Any]:
 
 
 def _told(found: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return what the audit's summary adds: effects over all principles, cost, texts, flags, what was retried."""
+    """Return what the audit's summary adds: effects over all principles, position, cost, texts, flags, retries."""
     if found is None:
         return None
-    told = {name: found[name] for name in ("effects", "flags", "cost", "texts", "retried", "low_margin")}
+    named = ("effects", "position", "flags", "cost", "texts", "retried", "low_margin")
+    told = {name: found[name] for name in named} | {"most_told": MOST_TOLD}
     effects = [
         {"title": f"the answer {_EFFECTS.get(row['picks the answer'], row['picks the answer'])}", "phase": "", **row}
         for row in found["effects"]

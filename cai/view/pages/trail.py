@@ -210,6 +210,7 @@ def _override(override: Override, names: tuple[str, str], decisions: list[Any]) 
         "reason": override.reason,
         "blind": override.blind,
         "supersedes": override.supersedes,
+        "n_settled": len(override.settles),
         "time": override.time,
         "withdrawn": {"author": taken_back.author, "time": taken_back.time} if taken_back else None,
     }
