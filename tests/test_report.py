@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cai.errors import UserError
@@ -372,6 +372,7 @@ def test_a_curve_is_told_in_words() -> None:
 
 
 @given(st.floats(-1e9, 1e9), st.floats(0, 1e9))
+@example(-360287970.578125, 5.960464477539063e-08)
 def test_ticks_are_few_and_span_the_values(low: float, spread: float) -> None:
     marks = figures.ticks(low, low + spread)
     assert 2 <= len(marks) <= 6

@@ -91,7 +91,7 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Return two to `most` round numbers that span the values from `low` to `high`."""
-    if high - low < 1e-12:
+    if high - low < 1e-12 * max(1.0, abs(low), abs(high)):  # nearer than floats can be told apart
         pad = abs(low) * 0.1 or 1.0
         low, high = low - pad, high + pad
     for step in _round_steps((high - low) / most):
