@@ -1,9 +1,11 @@
 """Judging 16 principles in both orders on a real server, by every road, against principle-first chat completions.
 
-    python -m bench.judge [--json] [--pairs 4] [--rounds 2]
+    python -m bench.judge [--json] [--pairs 2] [--rounds 2] [--max-tokens 256]
 
 Every arm judges pairs of its own, so that none finds its prompts in the server's cache; the pairs are answers of the
-same model to shipped prompts. The last part puts one pair through every road and compares the probabilities.
+same model to shipped prompts, by default as long as a run lets them be. How much there is to gain depends on their
+length, so the tokens of a judgment are told too. The last part puts one pair through every road and compares the
+probabilities.
 """
 
 from __future__ import annotations
@@ -22,17 +24,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench import workload
-from bench.serving import client_of, started
+from bench.serving import MODEL, SETTINGS, client_of, started
 from bench.show import machine, show
 from cai import constitution, shipped
-from cai.config import JudgeSection
+from cai.config import EngineSection, JudgeSection, ModelSection
 from cai.engine.client import Client
 from cai.engine.model import Generate, Reply, Sampling, ScoreGroup
+from cai.pipeline.serving import load_tokens
 from cai.records import Comparison, Message, Prompt
 from cai.stages.judge import OPTIONS, ORDERS, Bench, Case
 from cai.templates import Fence, Templates, Turn
 
-_WRITE = Sampling(max_tokens=96, temperature=0.8, min_p=0.1)
+_BLOCK = 32
+"""Tokens in a piece of the prefix cache on CPU."""
 
 
 class Pair(NamedTuple):
@@ -49,12 +53,13 @@ def _bench(folder: Path) -> Bench:
     return Bench(principles, Templates(shipped.find("prompts")), JudgeSection(), Fence(b"bench"), "judge", 0)
 
 
-async def write_pairs(client: Client, n: int) -> list[Pair]:
+async def write_pairs(client: Client, n: int, max_tokens: int) -> list[Pair]:
     """Return `n` pairs of answers by the served model."""
+    sampling = Sampling(max_tokens=max_tokens, temperature=0.8, min_p=0.1)
 
     async def pair(row: dict[str, str]) -> Pair:
         turns = (Turn("user", row["prompt"]),)
-        a, b = await asyncio.gather(*(client.generate(Generate(turns, _WRITE, seed)) for seed in (1, 2)))
+        a, b = await asyncio.gather(*(client.generate(Generate(turns, sampling, seed)) for seed in (1, 2)))
         return Pair(Prompt(messages=(Message(role="user", content=row["prompt"]),)), a.text or "", b.text or "")
 
     return list(await asyncio.gather(*(pair(row) for row in itertools.islice(workload.prompts(), n))))
@@ -110,13 +115,30 @@ ARMS: dict[str, tuple[Arm, bool]] = {
 """Each arm and whether the fast paths are on."""
 
 
-async def measure(n_pairs: int, rounds: int) -> dict[str, Any]:
+def lengths(pairs: list[Pair], bench: Bench) -> dict[str, float]:
+    """Return the mean tokens of what a pair's judgments share and of the rest, and the gain that these would allow.
+
+    Principle first, each judgment is read whole. Principle last, each pays its rest, its part of the shared beginning,
+    and on average half a piece of the prefix cache.
+    """
+    tokens = load_tokens(ModelSection(checkpoint=MODEL), EngineSection(**SETTINGS))
+    assert tokens is not None
+    shared, rest = [], []
+    for group in (group for pair in pairs for group in groups(pair, bench)):
+        split = tokens.split_ids(group.head, group.tails)
+        shared.append(len(split.shared))
+        rest += [len(ids) for ids in split.rests]
+    h, t = statistics.mean(shared), statistics.mean(rest)
+    return {"shared": h, "rest": t, "bound": (h + t) / (t + _BLOCK / 2 + h / len(bench.principles))}
+
+
+async def measure(n_pairs: int, rounds: int, max_tokens: int) -> dict[str, Any]:
     """Return every arm's judgments per second, and how far the roads' probabilities differ."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         bench = _bench(Path(name))
         async with started(Path(name)) as server:
             async with client_of(server) as client:
-                pairs = await write_pairs(client, n_pairs * rounds * len(ARMS) + 1)
+                pairs = await write_pairs(client, n_pairs * rounds * len(ARMS) + 1, max_tokens)
             rates: dict[str, list[float]] = {arm: [] for arm in ARMS}
             fresh = iter(pairs)
             for _ in range(rounds):
@@ -128,12 +150,18 @@ async def measure(n_pairs: int, rounds: int) -> dict[str, Any]:
                         n = n_pairs * len(ORDERS) * len(bench.principles)
                         rates[arm].append(n / (time.monotonic() - began))
             agreement = await _agreement(server, next(fresh), bench)
-    (
-        slow,
-        *_,
-    ) = rates.values()
+    slow, *_ = rates.values()
     ratios = {arm: statistics.median(a / b for a, b in zip(found, slow, strict=True)) for arm, found in rates.items()}
-    return {"bench": "judge", **machine(), "pairs": n_pairs, "per_s": rates, "times": ratios, "agreement": agreement}
+    return {
+        "bench": "judge",
+        **machine(),
+        "pairs": n_pairs,
+        "max_tokens": max_tokens,
+        "tokens": lengths(pairs, bench),
+        "per_s": rates,
+        "times": ratios,
+        "agreement": agreement,
+    }
 
 
 async def _agreement(server: Any, pair: Pair, bench: Bench) -> dict[str, float]:
@@ -162,6 +190,10 @@ def rows(found: dict[str, Any]) -> list[list[Any]]:
         reach = ">= 6" if arm == "principle last, token ids in batches" else ""
         made.append([f"{arm}: judgments/s", f"{statistics.median(rates):.1f}", ""])
         made.append([f"{arm}: times the first", f"{found['times'][arm]:.1f}", reach])
+    tokens = found["tokens"]
+    made.append(["tokens that a pair's judgments share", f"{tokens['shared']:.0f}", ""])
+    made.append(["tokens of the rest, each", f"{tokens['rest']:.0f}", ""])
+    made.append(["times the first, by tokens alone", f"{tokens['bound']:.1f}", ""])
     made += [[f"P(A), largest difference, {name}", f"{p:.4f}", "<= 0.02"] for name, p in found["agreement"].items()]
     return made
 
@@ -169,11 +201,12 @@ def rows(found: dict[str, Any]) -> list[list[Any]]:
 def main() -> int:
     """Measure and show."""
     parser = argparse.ArgumentParser(prog="python -m bench.judge", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--pairs", type=int, default=4, help="pairs per arm and round")
+    parser.add_argument("--pairs", type=int, default=2, help="pairs per arm and round")
     parser.add_argument("--rounds", type=int, default=2, help="rounds; the median counts")
+    parser.add_argument("--max-tokens", type=int, default=256, help="longest answer; the default is a run's")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
-    found = asyncio.run(measure(arguments.pairs, arguments.rounds))
+    found = asyncio.run(measure(arguments.pairs, arguments.rounds, arguments.max_tokens))
     return show(found, rows(found), as_json=arguments.json)
 
 

@@ -106,7 +106,7 @@ class FollowsTemplate(Known):
 
     async def score(self, group):
         found = await super().score(group)
-        if not any("Nothing else counts" in turn.text for tail in group.tails for turn in tail):
+        if not any("Both answers and the conversation are read" in turn.text for turn in group.head):
             return found
         return [Reply(logprobs={"A": r.logprobs["B"], "B": r.logprobs["A"]}, outside=r.outside) for r in found]
 
