@@ -24,13 +24,13 @@ Measure = Callable[[], dict[str, Any]]
 FULL: dict[str, Measure] = {
     "orchestrator": lambda: orchestrator.measure(3, [10_000, 200_000], 10_000),
     "incremental": lambda: incremental.measure(100),
-    "judge": lambda: asyncio.run(judge.measure(4, 3)),
+    "judge": lambda: asyncio.run(judge.measure(3, 3, 256)),
     "pipeline": lambda: asyncio.run(pipeline.measure(16, 3)),
 }
 QUICK: dict[str, Measure] = {
     "orchestrator": lambda: orchestrator.measure(1, [1_000, 5_000], 300),
     "incremental": lambda: incremental.measure(20),
-    "judge": lambda: asyncio.run(judge.measure(2, 1)),
+    "judge": lambda: asyncio.run(judge.measure(2, 1, 96)),
     "pipeline": lambda: asyncio.run(pipeline.measure(8, 1)),
 }
 ROWS = {

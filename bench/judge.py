@@ -2,10 +2,10 @@
 
     python -m bench.judge [--json] [--pairs 2] [--rounds 2] [--max-tokens 256]
 
-Every arm judges pairs of its own, so that none finds its prompts in the server's cache; the pairs are answers of the
-same model to shipped prompts, by default as long as a run lets them be. How much there is to gain depends on their
-length, so the tokens of a judgment are told too. The last part puts one pair through every road and compares the
-probabilities.
+Every arm judges the same pairs, but behind fences of its own, which stand at the beginning of a prompt: so none finds
+its prompts in the server's cache. The pairs are answers of the same model to shipped prompts, by default as long as a
+run lets them be. How much there is to gain depends on their length, so the tokens of a judgment are told too. The last
+part puts one pair through every road and compares the probabilities.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Pair(NamedTuple):
     b: str
 
 
-def _bench(folder: Path) -> Bench:
+def _bench(folder: Path, key: str = "bench") -> Bench:
     workload.write(folder, n_prompts=1)
     principles = constitution.load(folder / "constitution.yaml").principles
-    return Bench(principles, Templates(shipped.find("prompts")), JudgeSection(), Fence(b"bench"), "judge", 0)
+    return Bench(principles, Templates(shipped.find("prompts")), JudgeSection(), Fence(key.encode()), "judge", 0)
 
 
 async def write_pairs(client: Client, n: int, max_tokens: int) -> list[Pair]:
@@ -138,18 +138,16 @@ async def measure(n_pairs: int, rounds: int, max_tokens: int) -> dict[str, Any]:
         bench = _bench(Path(name))
         async with started(Path(name)) as server:
             async with client_of(server) as client:
-                pairs = await write_pairs(client, n_pairs * rounds * len(ARMS) + 1, max_tokens)
+                pairs = await write_pairs(client, n_pairs, max_tokens)
             rates: dict[str, list[float]] = {arm: [] for arm in ARMS}
-            fresh = iter(pairs)
-            for _ in range(rounds):
+            for i in range(rounds):
                 for arm, (work, fast) in ARMS.items():
                     async with client_of(server, fast_paths=fast) as client:
-                        some = list(itertools.islice(fresh, n_pairs))
+                        fenced = _bench(Path(name), f"{arm}, round {i}")
                         began = time.monotonic()
-                        await work(client, some, bench)
-                        n = n_pairs * len(ORDERS) * len(bench.principles)
-                        rates[arm].append(n / (time.monotonic() - began))
-            agreement = await _agreement(server, next(fresh), bench)
+                        await work(client, pairs, fenced)
+                        rates[arm].append(n_pairs * len(ORDERS) * len(bench.principles) / (time.monotonic() - began))
+            agreement = await _agreement(server, pairs[0], bench)
     slow, *_ = rates.values()
     ratios = {arm: statistics.median(a / b for a, b in zip(found, slow, strict=True)) for arm, found in rates.items()}
     return {
@@ -201,7 +199,7 @@ def rows(found: dict[str, Any]) -> list[list[Any]]:
 def main() -> int:
     """Measure and show."""
     parser = argparse.ArgumentParser(prog="python -m bench.judge", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--pairs", type=int, default=2, help="pairs per arm and round")
+    parser.add_argument("--pairs", type=int, default=2, help="pairs that every arm judges in a round")
     parser.add_argument("--rounds", type=int, default=2, help="rounds; the median counts")
     parser.add_argument("--max-tokens", type=int, default=256, help="longest answer; the default is a run's")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -3,15 +3,16 @@
     python -m bench.orchestrator [--json] [--rounds 3] [--memory 10000 200000] [--rerun 10000]
 
 Speed: the same judgments (16 principles, both orders) batched, one request each, and through the bare `openai` client,
-which stores nothing. Memory: the peak of whole runs of two sizes. Re-run: a finished run once more, then `--verify`.
+which stores nothing. The answers lie in a run beside, so that all three send judgments and nothing else. Memory: the
+peak of whole runs of two sizes. Re-run: a finished run once more, then `--verify`.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -24,12 +25,13 @@ from bench import workload
 from bench.show import machine, show
 from cai.cli.load import load_config
 from cai.engine.scripted import ScriptedProcess
+from cai.executors import local
 from cai.pipeline.conduct import Conductor
 from cai.pipeline.meter import Meter
 
-_PROMPTS = {"batched": 300, "single": 80}
+_PROMPTS = {"batched": 600, "single": 200}
 _BARE = 1000
-"""Requests of the bare client, and prompts of ours: each some seconds on two cores."""
+"""Prompts of ours and requests of the bare client: each some seconds on two cores."""
 
 
 class Timed(Conductor):
@@ -53,7 +55,7 @@ def worker(path: str) -> dict[str, Any]:
     config, near = load_config(path, [])
     meter = Meter()
     conductor = Timed(config, near=near, meter=meter)
-    result = asyncio.run(conductor.run())
+    result = local.run(conductor.run())
     if not kept_report(config.run.dir):
         write_report(config.run.dir)
     headline(config.run.dir)
@@ -78,16 +80,21 @@ def _in_process(*arguments: str) -> dict[str, Any]:
 def speed(folder: Path, rounds: int) -> dict[str, Any]:
     """Return the three roads' rates, round by round, and the medians of the ratios."""
     found: list[dict[str, Any]] = []
+    for road, n_prompts in _PROMPTS.items():
+        workload.write(folder / road, n_prompts=n_prompts, n_principles=1)
+        _in_process("bench.orchestrator", "--worker", str(workload.config(folder / road, "answers")))
+        workload.write(folder / road, n_prompts=n_prompts)
     for i in range(rounds):
         made: dict[str, Any] = {}
-        for road, n_prompts in _PROMPTS.items():
-            inputs = folder / road
-            workload.write(inputs, n_prompts=n_prompts)
-            config = workload.config(inputs, f"{road}-{i}", engine={"fast_paths": road == "batched"})
+        for road in _PROMPTS:
+            beside = folder / road / f"round-{i}"  # alone with the answers: nothing of an earlier round is reused
+            shutil.copytree(folder / road / "runs" / "answers", beside / "answers")
+            run = {"dir": str(beside / "judged"), "reuse": True}
+            config = workload.config(folder / road, f"judged-{i}", engine={"fast_paths": road == "batched"}, run=run)
             took = _in_process("bench.orchestrator", "--worker", str(config))
             made[road] = _rates(took["judgments"], took)
         with ScriptedProcess() as server:
-            run = folder / "single" / "runs" / f"single-{i}"
+            run = folder / "single" / f"round-{i}" / "judged"
             took = _in_process("bench.bare", "openai", server.url, str(run), str(_BARE))
             made["openai"] = _rates(took["requests"], took | {"wall_s": took["seconds"]})
         found.append(made)

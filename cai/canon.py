@@ -8,7 +8,7 @@ here changes every id ever written, so it never changes: a new scheme gets a new
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from typing import Any
 
@@ -21,9 +21,12 @@ GENESIS = "0" * (2 * _CHAIN_BYTES)
 """The chain hash that stands before a ledger's first row."""
 
 
-def dumps(content: Any) -> bytes:
-    """Return the canonical JSON of `content`. Lone surrogates and types that are not JSON raise TypeError."""
-    return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
+def dumps(content: Any, default: Callable[[Any], Any] | None = None) -> bytes:
+    """Return the canonical JSON of `content`. Lone surrogates and types that are not JSON raise TypeError.
+
+    `default` says what stands for a value of another type; what it says is written canonically too.
+    """
+    return orjson.dumps(content, default=default, option=orjson.OPT_SORT_KEYS)
 
 
 def loads(text: bytes | str) -> Any:

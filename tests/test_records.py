@@ -7,7 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cai.records import RECORD_TYPES, Comparison, Event, Judgment, Message, Override, Prompt, Record, Response, parse
+from cai import canon
+from cai.records import (
+    RECORD_TYPES,
+    Comparison,
+    Event,
+    Judgment,
+    Message,
+    Override,
+    Part,
+    Prompt,
+    Record,
+    Response,
+    parse,
+)
 
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
 
@@ -98,3 +111,15 @@ def test_every_kind_has_its_own_tag() -> None:
 def test_swapping_the_arms_is_another_comparison() -> None:
     one = Comparison(phase="walk", prompt_id="p", a_id="x", b_id="y", source="samples")
     assert one.id != one.model_copy(update={"a_id": "y", "b_id": "x"}).id
+
+
+@given(text, st.floats(0, 1), st.lists(text, max_size=3))
+def test_a_body_is_what_pydantic_would_write_canonically(content: str, p_a: float, votes: list[str]) -> None:
+    part = Part(name="sample 1", call_key=None, reply_id=None, value=p_a)
+    about = {"comparison_id": "c", "question_id": "q", "order": "ab", "call_key": None, "reply_id": None}
+    for record in (
+        Prompt(messages=(Message(role="system", content=""), Message(role="user", content=content))),
+        an_override(reason=content, votes=tuple(votes)),
+        Judgment(**about, verdict="a", p_a=p_a, parts=(part, part)),
+    ):
+        assert record.body() == canon.dumps(record.model_dump(mode="json"))

@@ -104,6 +104,7 @@ def _contest(arguments: argparse.Namespace, runs: list[str], overrides: list[str
     from cai.cli.run import interruptible
     from cai.cli.terminal import Progress, say, say_json
     from cai.evaluate import standings
+    from cai.executors import local
     from cai.pipeline.contest import Contest, read_scores
     from cai.pipeline.meter import Meter
     from cai.report.contest import write
@@ -114,7 +115,7 @@ def _contest(arguments: argparse.Namespace, runs: list[str], overrides: list[str
     contest = Contest(_entry(arguments, runs, overrides), meter)
     with Progress(meter, quiet=arguments.quiet):
         try:
-            folder = asyncio.run(interruptible(contest.run()))
+            folder = local.run(interruptible(contest.run()))
         except asyncio.CancelledError:
             print("cai: interrupted; the same command goes on where this one stopped", file=sys.stderr)
             return 130

@@ -55,17 +55,16 @@ def _config(parser: argparse.ArgumentParser) -> None:
 
 def handle_check(arguments: argparse.Namespace) -> int:
     """Try the judge and show; exit 1 where a probe stays below its threshold."""
-    import asyncio
-
     from cai.cli.load import load_config
     from cai.cli.terminal import Progress, say_json
+    from cai.executors import local
     from cai.pipeline.checking import check_judge
     from cai.pipeline.meter import Meter
 
     config, near = load_config(arguments.config, arguments.overrides)
     meter = Meter()
     with Progress(meter, quiet=arguments.quiet or arguments.json):
-        told = asyncio.run(check_judge(config, near, meter))
+        told = local.run(check_judge(config, near, meter))
     if arguments.json:
         say_json(told)
     else:
@@ -109,12 +108,11 @@ def show_check(told: dict[str, Any]) -> None:
 
 def handle_bench(arguments: argparse.Namespace) -> int:
     """Measure and show."""
-    import asyncio
-
     from cai.cli import files
     from cai.cli.load import load_config
     from cai.cli.terminal import Progress, say_json
     from cai.errors import UserError
+    from cai.executors import local
     from cai.pipeline.benching import bench
     from cai.pipeline.meter import Meter
 
@@ -127,7 +125,7 @@ def handle_bench(arguments: argparse.Namespace) -> int:
     meter = Meter()
     out = files.folder(arguments.out) if arguments.out else None
     with Progress(meter, quiet=arguments.quiet or arguments.json):
-        told = asyncio.run(bench(config, near, data, meter, limit=arguments.limit, by=arguments.by, out=out))
+        told = local.run(bench(config, near, data, meter, limit=arguments.limit, by=arguments.by, out=out))
     if arguments.json:
         say_json(told)
     else:

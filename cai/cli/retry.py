@@ -32,6 +32,7 @@ def handle(arguments: argparse.Namespace) -> int:
 
     from cai.cli.run import interruptible, show
     from cai.cli.terminal import Progress
+    from cai.executors import local
     from cai.pipeline.meter import Meter
     from cai.pipeline.retry import retry
     from cai.report import write_report
@@ -40,7 +41,7 @@ def handle(arguments: argparse.Namespace) -> int:
     conductor = retry(arguments.run, arguments.overrides, meter)
     with Progress(meter, quiet=arguments.quiet):
         try:
-            result = asyncio.run(interruptible(conductor.run()))
+            result = local.run(interruptible(conductor.run()))
         except asyncio.CancelledError:
             again = shlex.join(["cai", "retry", arguments.run, *arguments.overrides, "--failed"])
             print(f"cai: interrupted; to go on: {again}", file=sys.stderr)

@@ -37,6 +37,7 @@ def handle(arguments: argparse.Namespace) -> int:
 
     from cai.cli.load import load_config
     from cai.cli.terminal import Progress
+    from cai.executors import local
     from cai.pipeline.conduct import Conductor
     from cai.pipeline.meter import Meter
     from cai.report import kept_report, write_report
@@ -48,7 +49,7 @@ def handle(arguments: argparse.Namespace) -> int:
     conductor = Conductor(config, near=near, meter=meter, accept_changes=arguments.accept_changes)
     with Progress(meter, quiet=arguments.quiet):
         try:
-            result = asyncio.run(interruptible(conductor.run()))
+            result = local.run(interruptible(conductor.run()))
         except asyncio.CancelledError:
             print(f"cai: interrupted; to go on: {_command(arguments)}", file=sys.stderr)
             return 130
@@ -60,14 +61,13 @@ def handle(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace, config: Any, near: Any, meter: Any) -> int:
     """Derive the run again, show what was checked, and tell by the exit code whether all of it agrees."""
-    import asyncio
-
     from cai.cli.terminal import Progress, say, say_json, table
+    from cai.executors import local
     from cai.pipeline.rederive import Rederiving
 
     rederiving = Rederiving(config, near=near, meter=meter, accept_changes=False)
     with Progress(meter, quiet=arguments.quiet):
-        found = asyncio.run(rederiving.rederive())
+        found = local.run(rederiving.rederive())
     if arguments.json:
         say_json(found)
     else:

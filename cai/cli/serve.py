@@ -30,6 +30,7 @@ def handle(arguments: argparse.Namespace) -> int:
     from cai.cli.terminal import say
     from cai.engine import server as servers
     from cai.errors import UserError
+    from cai.executors import local
     from cai.model.fetch import resolve
 
     config, _ = load_config(arguments.config, arguments.overrides)
@@ -47,5 +48,5 @@ def handle(arguments: argparse.Namespace) -> int:
         finally:
             await server.stop()
 
-    asyncio.run(serve())
+    local.run(serve())
     return 0

@@ -6,7 +6,6 @@ programmatic check will pass a text that is not written yet cannot be known; eve
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from cai import constitution, shipped
 from cai.config import RunConfig
 from cai.engine.model import Generate, Likelihood, Reply, ScoreGroup
+from cai.executors import local
 from cai.manifest import Manifest
 from cai.pipeline.conduct import Conductor
 from cai.pipeline.ingest import Divided
@@ -36,7 +36,7 @@ def forecast(config: RunConfig, near: Path | None) -> dict[str, Any] | None:
     stores = list(folder.resolve().parent.glob("*/store.sqlite")) if config.run.reuse else [folder / "store.sqlite"]
     if not (folder.resolve().parent / FENCE_KEY).exists() or not any(store.exists() for store in stores):
         return None
-    return asyncio.run(_Foreseeing(config, near=near, meter=Meter()).foresee())
+    return local.run(_Foreseeing(config, near=near, meter=Meter()).foresee())
 
 
 class _Foreseeing(Conductor):

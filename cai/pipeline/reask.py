@@ -9,6 +9,7 @@ from typing import Any
 from cai import canon
 from cai.engine.model import ScoreGroup
 from cai.errors import UserError
+from cai.executors import local
 from cai.manifest import RunLock
 from cai.pipeline.meter import Meter
 from cai.pipeline.serving import Fleet
@@ -34,7 +35,7 @@ def _locked(run: RunView, n: int) -> dict[str, Any]:
     lock = RunLock(run.folder)
     lock.acquire()
     try:
-        return asyncio.run(_reask(run, _drawn(run, n)))
+        return local.run(_reask(run, _drawn(run, n)))
     finally:
         lock.release()
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cai.config import SAMPLING
 from cai.errors import UserError
+from cai.executors import local
 from cai.manifest import Manifest
 from cai.pairs import phase_rows, stale_checkpoints
 from cai.pipeline.conduct import Conductor, Result
@@ -33,7 +33,7 @@ def retrain(folder: str, phase: str | None) -> Retrained:
         for name in chosen:
             _set_aside(run, name)
         conductor = Conductor(run.config, near=run.folder, meter=Meter(), from_folder=True)
-    result = asyncio.run(conductor.run())
+    result = local.run(conductor.run())
     return Retrained(**result.as_dict(), retrained=chosen)
 
 

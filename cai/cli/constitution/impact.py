@@ -51,10 +51,9 @@ def handle(arguments: argparse.Namespace) -> int:
 
 
 def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
-    import asyncio
-
     from cai import constitution
     from cai.cli.terminal import Progress
+    from cai.executors import local
     from cai.pipeline.hearing import hearing, overridden
     from cai.pipeline.meter import Meter
     from cai.trail import RunView
@@ -75,7 +74,7 @@ def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
 
     with RunView(arguments.run) as run:
         with Progress(meter, quiet=arguments.quiet or arguments.json):
-            preview, redone = asyncio.run(work())
+            preview, redone = local.run(work())
         return impact.measure(preview, redone, _asked(meter))
 
 

@@ -58,10 +58,9 @@ def handle(arguments: argparse.Namespace) -> int:
 
 def _found(arguments: argparse.Namespace) -> tuple[Any, str]:
     """Return the suggestion and what it was made from."""
-    import asyncio
-
     from cai.cli.terminal import Progress
     from cai.errors import UserError
+    from cai.executors import local
     from cai.pipeline.meter import Meter
     from cai.workshop import suggest
     from cai.workshop.evidence import drawn
@@ -85,7 +84,7 @@ def _found(arguments: argparse.Namespace) -> tuple[Any, str]:
             return await suggest.suggest(chosen, held)
 
     with Progress(meter, quiet=arguments.quiet or arguments.json):
-        return asyncio.run(work()), source
+        return local.run(work()), source
 
 
 def _inputs(arguments: argparse.Namespace) -> tuple[Any, str, Any, dict[str, Any], Any]:

@@ -63,12 +63,12 @@ def handle(arguments: argparse.Namespace) -> int:
 
 def _report(text: Any, arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """Return the report, and what asking for it has taken."""
-    import asyncio
     import tempfile
     from pathlib import Path
 
     from cai.cli.terminal import Progress
     from cai.errors import UserError
+    from cai.executors import local
     from cai.pipeline.hearing import hearing
     from cai.pipeline.meter import Meter
     from cai.workshop import judge, testing
@@ -80,7 +80,7 @@ def _report(text: Any, arguments: argparse.Namespace) -> tuple[Any, dict[str, An
     principles = [p for p in text.principles if not arguments.principle or p.id in arguments.principle]
     meter = Meter()
     if not testing.needs_model(principles):
-        report = asyncio.run(testing.run(text, principles, None))
+        report = local.run(testing.run(text, principles, None))
         return report, {"judge": "code", "made": 0, "reused": 0, "seconds": 0.0}
     config, near = judge.config_for(arguments.file, arguments.config, arguments.overrides)
 
@@ -89,7 +89,7 @@ def _report(text: Any, arguments: argparse.Namespace) -> tuple[Any, dict[str, An
             return await testing.run(text, principles, held), held.judge.identity
 
     with tempfile.TemporaryDirectory() as fresh, Progress(meter, quiet=arguments.quiet or arguments.json):
-        report, identity = asyncio.run(ask(Path(fresh) / "fresh" if arguments.fresh else judge.workbench()))
+        report, identity = local.run(ask(Path(fresh) / "fresh" if arguments.fresh else judge.workbench()))
     # A server starts inside the first question; its start is told apart from the asking.
     seconds = sum(s.seconds if s.name == "worked examples" else -s.seconds for s in meter.stages)
     tally = meter.tally

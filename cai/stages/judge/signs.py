@@ -99,6 +99,8 @@ PATTERNS: dict[str, tuple[str, ...]] = {
 def signs(text: str) -> Iterator[str]:
     """Yield the kinds of signs in a text."""
     readable = plain(text)
+    if not _any().search(readable):
+        return
     for kind, patterns in _compiled().items():
         if any(pattern.search(readable) for pattern in patterns):
             yield kind
@@ -115,6 +117,16 @@ def plain(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _compiled() -> dict[str, tuple[Any, ...]]:
+    return {kind: tuple(re2.compile(p, _options()) for p in patterns) for kind, patterns in PATTERNS.items()}
+
+
+@lru_cache(maxsize=1)
+def _any() -> Any:
+    """Return one pattern that finds what any of them finds: nearly every text has none, and is read once."""
+    return re2.compile("|".join(f"(?:{p})" for patterns in PATTERNS.values() for p in patterns), _options())
+
+
+def _options() -> Any:
     options = re2.Options()
     options.log_errors = False
-    return {kind: tuple(re2.compile(p, options) for p in patterns) for kind, patterns in PATTERNS.items()}
+    return options
