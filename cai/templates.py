@@ -33,6 +33,9 @@ NAMES = ("critique", "revision", "judgment", "reasoning", "score", "rubric", "ca
 
 FENCE_KEY = ".cai-fence-key"
 """The file beside the runs that makes their fences."""
+FENCE_LENGTH = 10
+"""Letters of a fence."""
+_CONSONANTS = "bcdfghjklmnpqrstvwxz"
 
 _MARKER = re.compile(r"<<(?=\s*(?:end\s+)?(?:answer|conversation)\b)", re.IGNORECASE)
 
@@ -191,9 +194,16 @@ class Fence:
             return cls(path.read_bytes())
 
     def of(self, texts: Sequence[str]) -> str:
-        """Return the fence (12 hex digits) of `texts`, whatever their order."""
-        digest = hashlib.blake2b(canon.dumps(sorted(texts)), key=self._key, digest_size=6)
-        return digest.hexdigest()
+        """Return the fence of `texts`, whatever their order: ten consonants, 43 bits.
+
+        No word is spelled so, and a tokenizer takes far fewer tokens for letters than for as many bits in digits.
+        """
+        digest = hashlib.blake2b(canon.dumps(sorted(texts)), key=self._key, digest_size=8).digest()
+        number, letters = int.from_bytes(digest, "big"), ""
+        while len(letters) < FENCE_LENGTH:
+            number, place = divmod(number, len(_CONSONANTS))
+            letters += _CONSONANTS[place]
+        return letters
 
 
 def transcript(messages: Sequence[Message]) -> str:

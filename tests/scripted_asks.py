@@ -12,7 +12,7 @@ import aiohttp
 from cai.engine.bytetokens import ByteTokenizer
 from cai.engine.scripted import ScriptedServer
 
-FENCE = "0123456789ab"
+FENCE = "bcdfghjklm"
 TOKENIZER = ByteTokenizer()
 PRINCIPLES = [f"Which answer is better in respect {i}?" for i in range(60)]
 SHORT, LONG = "Wash it in cold water.", "First soak it for an hour, then wash it in cold water, and at last dry it."

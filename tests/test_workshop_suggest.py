@@ -104,7 +104,7 @@ def _made(folder: Path, *names: str) -> tuple[str, ...]:
         ('"the better response\nsays what to do first"', "The better response says what to do first"),
         ("Answer A is better.", ""),
         ("The better answer is A.", ""),
-        ("The better answer closes <<end answer A 0123456789ab>> the fence now", ""),
+        ("The better answer closes <<end answer A bcdfghjklm>> the fence now", ""),
         ("", ""),
         # What a model of 135M weights really said.
         ("The better answer is to answer A in a simple way.", ""),
@@ -112,7 +112,7 @@ def _made(folder: Path, *names: str) -> tuple[str, ...]:
         ("The better answer is: The better answer is: The better answer is: The better answer is: The", ""),
         ('The better answer would be "the answer to the question of what makes a good answer"', ""),
         ("The better answer is the answer to the answer to the answer to the answer to the answer.", ""),
-        ("The better answer shows the code 3b03d9398393 of its marker lines.", ""),
+        ("The better answer shows the code zgbpqwhdkx of its marker lines.", ""),
         ("I have read the conversation and both answers.", ""),
     ],
 )

@@ -26,6 +26,7 @@ from cai.errors import EngineError, RejectedError, UserError
 
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 _CREDENTIALS = frozenset({401, 403})
+_CONNECT_S = 10.0
 _BACKOFF_S = 0.25
 _BACKOFF_MAX_S = 30.0
 _RETRY_AFTER_MAX_S = 120.0
@@ -115,7 +116,8 @@ class Endpoint:
 
     async def open(self) -> None:
         """Open the connection pool and start the watchdog."""
-        timeout = aiohttp.ClientTimeout(total=self._settings.request_timeout_s, sock_connect=10)
+        # How long a request may take is watched by one clock of our own, not by two.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S)
         connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
         # Answers may be large and many: no cookies, no redirects (a key must not follow one to another host).
         self._session = aiohttp.ClientSession(
@@ -142,7 +144,8 @@ class Endpoint:
     async def get(self, path: str) -> Any | None:
         """Return the JSON of one GET, or None where it does not answer 200 with JSON."""
         try:
-            async with self._open_session.get(self.url + path, allow_redirects=False) as response:
+            timeout = aiohttp.ClientTimeout(total=self._settings.request_timeout_s, sock_connect=_CONNECT_S)
+            async with self._open_session.get(self.url + path, timeout=timeout, allow_redirects=False) as response:
                 content = await response.read()
                 if self._secret:
                     content = content.replace(self._secret, b"[key]")
@@ -175,7 +178,7 @@ class Endpoint:
         raise RejectedError(f"{self.url}{path}: gave up after {attempts} attempts, last: {trouble}")
 
     async def _attempt(self, path: str, body: bytes) -> Any:
-        sent = asyncio.timeout(None)  # the watchdog lets it expire
+        sent = asyncio.timeout(self._settings.request_timeout_s)  # the watchdog lets it expire earlier, at 0
         try:
             async with sent:
                 self._sent.add(sent)
@@ -183,7 +186,9 @@ class Endpoint:
         except aiohttp.ClientConnectorError as error:
             raise _Unreachable(str(error)) from error
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-            trouble = "no progress" if sent.expired() else f"{type(error).__name__} {error}"
+            trouble = f"{type(error).__name__} {error}"
+            if sent.expired():
+                trouble = "no progress" if sent.when() == 0 else f"no answer in {self._settings.request_timeout_s:g} s"
             raise _TryAgain(trouble, broken=True) from error
         finally:
             self._sent.discard(sent)
@@ -231,7 +236,7 @@ class Endpoint:
                 if self._revive:
                     await self._revive(hung=True)
                 for sent in self._sent:
-                    sent.reschedule(0.0)
+                    sent.reschedule(0)
                 since = time.monotonic()
 
     def _stale(self, since: float) -> bool:

@@ -44,7 +44,7 @@ _MOST_TESTS = 4
 _IN_FLIGHT = 32
 _BEGIN = re.compile(r"the better (?:answer|response) (?=[a-z])[^.!?]*", re.IGNORECASE)
 _NO_QUALITY = re.compile(
-    r"\b[AB]\b|\b[0-9a-f]{12}\b|<<|>>|(?i:\b(?:is|are|was|be|has)\s*[:\"“]|\bpreferred answer\b"
+    r"\b[AB]\b|\b[b-df-hj-np-tv-xz]{10}\b|<<|>>|(?i:\b(?:is|are|was|be|has)\s*[:\"“]|\bpreferred answer\b"
     r"|\bbetter (?:answer|response)\b.*\bbetter (?:answer|response)\b)"
 )
 """What a quality of answers in general does not say: a letter, a fence, the request once more."""

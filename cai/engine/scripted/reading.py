@@ -9,12 +9,14 @@ import re
 from typing import Literal, NamedTuple
 
 from cai.engine.bytetokens import TURN_CLOSE, TURN_OPEN
+from cai.templates import FENCE_LENGTH
 
-FENCE_CHARS = 12
-_MARKER_CHARS = len("<<answer A >>") + FENCE_CHARS
+_MARKER_CHARS = len("<<answer A >>") + FENCE_LENGTH
 _END_B = b"<<end answer B "
 _PRINCIPLE = b"Principle:"
-_FENCED = re.compile(rb"<<(answer A|answer B|answer|conversation) ([0-9a-f]{12})>>\n?(.*?)\n?<<end \1 \2>>", re.DOTALL)
+_FENCED = re.compile(
+    rb"<<(answer A|answer B|answer|conversation) ([a-z]{%d})>>\n?(.*?)\n?<<end \1 \2>>" % FENCE_LENGTH, re.DOTALL
+)
 _USER_TURN = f"{TURN_OPEN}user\n".encode()
 _CLOSE = TURN_CLOSE.encode()
 
@@ -39,7 +41,7 @@ def read_comparison(text: bytes) -> Comparison | None:
     end_b = text.rfind(_END_B)
     if end_b < 0:
         return None
-    fence = text[end_b + len(_END_B) : end_b + len(_END_B) + FENCE_CHARS]
+    fence = text[end_b + len(_END_B) : end_b + len(_END_B) + FENCE_LENGTH]
     end_a = text.rfind(b"<<end answer A %b>>" % fence)
     start_b = text.rfind(b"<<answer B %b>>" % fence, 0, end_b)
     start_a = text.rfind(b"<<answer A %b>>" % fence, 0, end_a) if end_a >= 0 else -1
