@@ -29,9 +29,14 @@ from cai.executors import local
 from cai.pipeline.conduct import Conductor
 from cai.pipeline.meter import Meter
 
-_PROMPTS = {"batched": 600, "single": 200}
+_ROADS: dict[str, tuple[int, dict[str, Any]]] = {
+    "batched": (600, {}),
+    "shares": (600, {"judge": {"max_outside_mass": 1}}),
+    "single": (200, {"engine": {"fast_paths": False}}),
+}
+"""Prompts and settings: token ids by the batch, the same where `/generative_scoring` may be taken, and one by one."""
 _BARE = 1000
-"""Prompts of ours and requests of the bare client: each some seconds on two cores."""
+"""Requests of the bare client: like the prompts of ours some seconds on two cores."""
 
 
 class Timed(Conductor):
@@ -78,19 +83,19 @@ def _in_process(*arguments: str) -> dict[str, Any]:
 
 
 def speed(folder: Path, rounds: int) -> dict[str, Any]:
-    """Return the three roads' rates, round by round, and the medians of the ratios."""
+    """Return the rates of every road and of the bare client, round by round, and the medians of the ratios."""
     found: list[dict[str, Any]] = []
-    for road, n_prompts in _PROMPTS.items():
+    for road, (n_prompts, _) in _ROADS.items():
         workload.write(folder / road, n_prompts=n_prompts, n_principles=1)
         _in_process("bench.orchestrator", "--worker", str(workload.config(folder / road, "answers")))
         workload.write(folder / road, n_prompts=n_prompts)
     for i in range(rounds):
         made: dict[str, Any] = {}
-        for road in _PROMPTS:
+        for road, (_, settings) in _ROADS.items():
             beside = folder / road / f"round-{i}"  # alone with the answers: nothing of an earlier round is reused
             shutil.copytree(folder / road / "runs" / "answers", beside / "answers")
             run = {"dir": str(beside / "judged"), "reuse": True}
-            config = workload.config(folder / road, f"judged-{i}", engine={"fast_paths": road == "batched"}, run=run)
+            config = workload.config(folder / road, f"judged-{i}", run=run, **settings)
             took = _in_process("bench.orchestrator", "--worker", str(config))
             made[road] = _rates(took["judgments"], took)
         with ScriptedProcess() as server:
@@ -100,7 +105,7 @@ def speed(folder: Path, rounds: int) -> dict[str, Any]:
         found.append(made)
     ratios = {
         f"{road}_x{suffix}": statistics.median(m[road][of] / m["openai"][of] for m in found)
-        for road in _PROMPTS
+        for road in _ROADS
         for suffix, of in (("", "per_s"), ("_by_cpu", "per_cpu_s"))
     }
     return {"rounds": found, **ratios}
@@ -168,7 +173,7 @@ def rows(found: dict[str, Any]) -> list[list[Any]]:
     """Return the figures as a table: what, figure, to reach."""
     made = []
     if speed := found.get("speed"):
-        for road, reach in (("batched", 25), ("single", 8)):
+        for road, reach in (("shares", 25), ("batched", 25), ("single", 8)):
             rate = statistics.median(m[road]["per_s"] for m in speed["rounds"])
             made.append([f"{road}: judgments/s, all stored", f"{rate:,.0f}", ""])
             made.append([f"{road}: times the openai client", f"{speed[f'{road}_x']:.1f}", f">= {reach}"])
