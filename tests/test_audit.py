@@ -19,6 +19,7 @@ from cai.audit.effects import mcnemar
 from cai.audit.questions import QUESTIONS
 from cai.audit.replay import replay
 from cai.audit.summary import summary, told
+from cai.audit.verify import verify
 from cai.audit.views import VIEWS, Views
 from cai.audit.why import why
 from cai.errors import UserError
@@ -147,7 +148,7 @@ def test_every_question_is_answered(finished: Path, edited: Path, name: str) -> 
     views.attach(Views(edited))
     found = views.query(QUESTIONS[name].sql, {"pair": "b2:"} if "pair" in QUESTIONS[name].needs else {})
     assert found.columns
-    empty = {"invalid", "injections", "chain", "leaks", "calibration", "judge-and-people"}
+    empty = {"invalid", "injections", "canaries", "chain", "leaks", "calibration", "recalibration", "judge-and-people"}
     assert (not found.rows) == (name in empty), name
 
 
@@ -159,8 +160,65 @@ def test_a_judgment_whose_reply_is_missing_is_told_by_the_chain_question(tmp_pat
     }
 
 
-def test_there_are_sixteen_questions() -> None:
-    assert len(QUESTIONS) == 16
+def test_all_sixteen_things_an_auditor_asks_have_a_documented_question() -> None:
+    assert {q.about for q in QUESTIONS.values()} == set(range(1, 17))
+    documented = Path(__file__).parent.parent.joinpath("docs", "audit.md").read_text(encoding="utf-8")
+    for q in QUESTIONS.values():
+        assert f"| {q.about} | `{q.name}` |" in documented
+
+
+def test_a_principle_that_never_votes_is_told(tmp_path: Path) -> None:
+    views = Views(make_run(tmp_path / "run", n_train=4, n_held_out=2, judge="invalid"))
+    rows = {r["principle_id"]: r for r in views.query(QUESTIONS["principles-relevance"].sql).dicts()}
+    assert rows["to-the-point"]["relevance"] == 0.0 and rows["to-the-point"]["unusable"] == rows["to-the-point"]["due"]
+    assert rows["brief"]["relevance"] == 1.0
+
+
+def test_critiques_that_the_verdict_contradicts_are_those_counted_by_hand(finished: Path) -> None:
+    run, wanted, n = RunView(finished), set(), 0
+    for end in run.ended("walk"):
+        if end.comparison.source != "revision":
+            continue
+        votes = {v.principle_id: v for v in end.settled.votes if v.stand == "votes" and v.p_a is not None}
+        vote = votes.get(run.record(end.arms[1].critique_id).principle_id)
+        n += vote is not None
+        if vote is not None and not vote.is_tie and vote.p_a > 0.5:
+            wanted.add((end.comparison.id, vote.principle_id))
+    rows = list(Views(finished).query(QUESTIONS["critique-contradicts"].sql).dicts())
+    assert {(r["pair_id"], r["principle_id"]) for r in rows} == wanted and 0 < len(wanted) < n
+    told_ = summary(run)["critiques_contradicted"]
+    assert sum(round(row["value"] * row["n"]) for row in told_) == len(wanted)
+
+
+def test_canaries_and_every_reading_of_a_judgment_are_on_record(folder: Path) -> None:
+    """Reasons first, two samples each, on pairs into which a canary was put."""
+    judge = {"mode": "cot", "cot": {"samples": 2}, "prior": "content_free", "canary": True}
+    config = runs.config(folder, name="cot", judge=judge, prompts__train_limit=3)
+    run = Path(runs.run_json(runs.write_config(folder, config, "cot.yaml"))["run"])
+    views = Views(run)
+    asked = {r["what"]: r for r in views.query(QUESTIONS["canaries"].sql).dicts()}
+    assert set(asked) == {"told A", "told B"} and all(r["n"] > 3 and r["followed"] == 1.0 for r in asked.values())
+    parts = views.query("SELECT count(*), count(DISTINCT decision_id), count(raw_reply) FROM parts").rows[0]
+    assert parts[0] == parts[2] == 2 * parts[1] > 20
+    said = views.query("SELECT reasoning FROM decisions WHERE mode = 'cot'").rows
+    assert said and all(text for (text,) in said)
+    decision = next(d for d in why(RunView(run), "pairs.jsonl:1")["decisions"] if d["parts"])
+    assert [p["name"] for p in decision["parts"]] == ["sample 1", "sample 2"]
+    for part in decision["parts"]:
+        assert set(part["call"]["reply"]["logprobs"]) == {"A", "B"} and part["call"]["request"]["messages"]
+    told_ = runs.cai("audit", "why", run, "pairs.jsonl:1", "--full").stdout
+    assert "sample 2: 0." in told_
+    revised = next(r["line"] for r in provenance(run) if r["source"] == "revision")
+    assert "Revision request:" in runs.cai("audit", "why", run, f"pairs.jsonl:{revised}", "--full").stdout
+    for message in decision["parts"][1]["call"]["request"]["messages"]:
+        assert all(line.strip() in told_ for line in message["content"].splitlines())
+    live = json.loads(runs.cai("audit", "replay", run, "--live", "500", "--json").stdout)["live"]
+    assert live["n"] == live["agreed"] == live["n_able"] > 20 and live["largest"] < 1e-9
+    connection = sqlite3.connect(run / "store.sqlite", isolation_level=None)
+    connection.execute("DELETE FROM calls WHERE key = ?", (decision["parts"][1]["call_key"],))
+    connection.close()
+    assert decision["parts"][1]["call_key"] in {f["name"] for f in verify(run)["findings"]}
+    assert views.query(f"SELECT 1 FROM ({QUESTIONS['chain'].sql}) WHERE what LIKE '%a part of%'").rows == [(1,)]
 
 
 def test_the_views_agree_with_the_records(finished: Path) -> None:
@@ -365,7 +423,7 @@ def test_compare_tells_apart_what_turns_a_label(tmp_path: Path) -> None:
     assert set(compare(RunView(base), RunView(other))["causes"]) == {"sampling", "weight"}
 
 
-def test_every_command_closes_what_it_opens(finished: Path, edited: Path, tmp_path: Path) -> None:
+def test_every_command_closes_what_it_opens(folder: Path, finished: Path, edited: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     pair = provenance(run)[0]["pair_id"]
@@ -391,6 +449,7 @@ def test_every_command_closes_what_it_opens(finished: Path, edited: Path, tmp_pa
         ("review", "agreement", run, 0),
         ("pairs", run, 0),
         ("status", run, 0),
+        ("plan", folder / "run.yaml", 0),
         ("report", run, 0),
         ("card", run, "--kind", "dataset", 0),
         ("eval", run, 0),

@@ -20,13 +20,12 @@ from cai.manifest import now, write_atomically
 from cai.report.collect import redacted
 from cai.trail import RunView
 
-TABLES = ("decisions", "pairs", "votes", "calls", "reviews", "overrides", "principles", "critiques", "prompts")
+TABLES = ("decisions", "parts", "pairs", "votes", "calls", "reviews", "overrides", "principles", "critiques", "prompts")
 """What `parquet` and `jsonl` write, one file each."""
 _OPEN_TELEMETRY = {
     "gen_ai.evaluation.name": "principle_id",
     "gen_ai.evaluation.score.value": "p_a",
     "gen_ai.evaluation.score.label": "verdict",
-    "gen_ai.evaluation.explanation": "reason",
     "gen_ai.response.id": "reply_id",
     "gen_ai.request.model": "judge",
     "gen_ai.usage.input_tokens": "n_prompt",
@@ -42,8 +41,7 @@ class Redactor:
     """Takes secrets out of texts: credentials in URLs, and the values of the key variables a config names."""
 
     def __init__(self, run: RunView) -> None:
-        models = (run.config.models.policy, run.config.models.judge)
-        names = {m.api_key_env for m in models if m is not None and m.api_key_env}
+        names = set(_key_variables(run.config_tree))
         self._secrets = [v for n in names if len(v := os.environ.get(n, "")) >= _LEAST_SECRET]
 
     def __call__(self, value: Any) -> Any:
@@ -54,6 +52,19 @@ class Redactor:
         for secret in self._secrets:
             text = text.replace(secret, "…")
         return text
+
+
+def _key_variables(tree: Any) -> Iterator[str]:
+    """Yield the names of the environment variables that a config names as keys, of whichever model."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            if name == "api_key_env" and isinstance(value, str):
+                yield value
+            else:
+                yield from _key_variables(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _key_variables(value)
 
 
 def export(folder: str | Path, form: str, out: str | Path) -> dict[str, Any]:
@@ -97,6 +108,7 @@ def table(views: Views, name: str) -> Iterator[dict[str, Any]]:
     for row in views.query(f"SELECT * FROM {name}").dicts():
         if name == "decisions":
             row |= {otel: row[column] for otel, column in _OPEN_TELEMETRY.items()}
+            row["gen_ai.evaluation.explanation"] = row["reasoning"] or row["reason"]
             row["gen_ai.operation.name"] = "evaluate"
         yield row
 

@@ -186,12 +186,13 @@ def handle_replay(arguments: argparse.Namespace) -> int:
 
     if arguments.live is not None and arguments.live < 1:
         raise UserError("--live: expected 1 or more")
-    with RunView(arguments.run) as run:
-        found = replay(run)
+    live = {}
     if arguments.live:
         from cai.pipeline.reask import reask
 
-        found["live"] = reask(arguments.run, arguments.live)
+        live = {"live": reask(arguments.run, arguments.live)}
+    with RunView(arguments.run) as run:
+        found = replay(run) | live
     tell(arguments.json, found, _replayed(found))
     return 1 if found["differences"] else 0
 
@@ -209,7 +210,8 @@ def _replayed(found: dict[str, Any]) -> Iterator[str]:
         rows = [[d["where"], d["name"], d["what"]] for d in found["differences"][:200]]
         yield table(rows, head=("where", "name", "difference"))
     if live := found.get("live"):
-        yield f"asked again: {live['n']}; same verdict {live['agreed']}; largest change of p_a {live['largest']:.4f}"
+        able = f"{live['n']:,} of {live['n_able']:,} that can be"
+        yield f"asked again: {able}; same verdict {live['agreed']}; largest change of p_a {live['largest']:.4f}"
 
 
 def handle_compare(arguments: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlencode
 
+from cai.audit.effects import FAMILY, OWN
 from cai.audit.summary import MOST_TOLD
 from cai.view.index import LOW_MARGIN
 from cai.view.page import Ask, run_path
@@ -16,7 +17,8 @@ _EFFECTS = {
     "first shown": "that is shown first",
     "longer": "that is longer",
     "with a list": "that has a list",
-    "written by the judge's own model": "of the judge's own model",
+    OWN: "of the judge's own model",
+    FAMILY: "of the judge's model family",
     "revision": "that is the revision",
 }
 """How the summary's effects read after ‘the judge picks the answer’."""
