@@ -235,3 +235,15 @@ def test_tokens_differ_between_visitors_and_starts() -> None:
         found |= set(opened.urls.values())
         found |= set(opened.door.tokens)
     assert len(found) == 18
+
+
+def test_an_address_that_cannot_be_had_is_told_also_where_there_is_no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="99999: cannot listen"):
+        open_door("127.0.0.1", 99_999, owner="owner")
+
+    def none(*_: object) -> socket.socket:
+        raise OSError(97, "Address family not supported by protocol")
+
+    monkeypatch.setattr("cai.view.socket.socket", none)
+    with pytest.raises(UserError, match="::1:0: cannot listen .Address family not supported"):
+        open_door("::1", 0, owner="owner")

@@ -187,10 +187,11 @@ QUESTIONS: dict[str, Question] = {
             11,
             "Where does the judge, by the principle it criticised an answer with, prefer that answer to its revision?",
             """WITH revised AS MATERIALIZED (SELECT * FROM critiques WHERE revision_id IS NOT NULL)
-            SELECT principle_id, pair_id, round, p_a, label, critique, rate, n FROM (
+            SELECT principle_id, pair_id, round, p_a, label, critique, rate, n, rate_of_all, n_of_all FROM (
                 SELECT c.principle_id, p.pair_id, c.round, v.p_a, p.label, c.text AS critique,
                     v.label = 'a' AS contradicts,
-                    avg(v.label = 'a') OVER of_principle AS rate, count(*) OVER of_principle AS n
+                    avg(v.label = 'a') OVER of_principle AS rate, count(*) OVER of_principle AS n,
+                    avg(v.label = 'a') OVER () AS rate_of_all, count(*) OVER () AS n_of_all
                 FROM revised c
                 JOIN pairs p ON p.phase = c.phase AND p.a_id = c.first_answer_id AND p.source = 'revision'
                 JOIN votes v ON v.pair_id = p.pair_id AND v.principle_id = c.principle_id AND v.label IS NOT NULL

@@ -114,10 +114,15 @@ def _texts(views: Views) -> dict[str, Any]:
     }
 
 
-def _contradicted(views: Views) -> list[dict[str, Any]]:
-    """Return how often the judge prefers the answer it criticised by the same principle, where it ever does."""
+def _contradicted(views: Views) -> dict[str, Any]:
+    """Return how often the judge prefers the answer it criticised, by the same principle, where it ever does."""
     found = {row["principle_id"]: row for row in views.query(QUESTIONS["critique-contradicts"].sql).dicts()}
-    return [{"principle": name} | (share(round(row["rate"] * row["n"]), row["n"]) or {}) for name, row in found.items()]
+    told = {name: share(round(row["rate"] * row["n"]), row["n"]) for name, row in found.items()}
+    whole = next(iter(found.values()), None)
+    return {
+        "all": whole and share(round(whole["rate_of_all"] * whole["n_of_all"]), whole["n_of_all"]),
+        "principles": told,
+    }
 
 
 def _people(views: Views) -> dict[str, int]:
@@ -194,8 +199,8 @@ def _told_rest(found: dict[str, Any]) -> Iterator[str]:
     for row in found["canaries"]:
         followed = "" if row["followed"] is None else f", followed in {row['followed']:.1%} of {row['could_follow']:,}"
         yield f"  canary, {row['canary']} '{row['what']}': {row['n']:,}{followed}"
-    for row in found["critiques_contradicted"]:
-        yield f"the judge prefers what it criticised by '{row['principle']}': {_told(row)}"
+    if contradicted := found["critiques_contradicted"]["all"]:
+        yield f"of what it criticised, the judge prefers to the revision, by the same principle: {_told(contradicted)}"
     texts = found["texts"]
     for row in texts["near_constant_critiques"]:
         yield f"! the same critique {row['n']:,} times ({row['share']:.0%}): {row['text'][:80]}"

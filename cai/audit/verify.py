@@ -28,7 +28,7 @@ from cai.trail import RunView
 LIMITS = (
     "verify compares the run with itself: somebody who can write the folder can cut the ledger back to an earlier "
     "head, or write every row, hash, head and seal anew. Keep the head elsewhere (print it, mail it) and verify with "
-    "--expect."
+    "--expect. Checkpoints, the report, logs and the figures a session adds to the manifest are not covered."
 )
 
 

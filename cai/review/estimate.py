@@ -56,6 +56,14 @@ def share(hits: int, n: int) -> Share | None:
     return Share(hits / n, *interval, n, "Wilson")
 
 
+def mean_share(values: Sequence[float]) -> Share | None:
+    """Return the mean of values from 0 to 1 as a share; one half, for a tie, varies less than Wilson allows for."""
+    if all(v in (0.0, 1.0) for v in values):
+        return share(round(math.fsum(values)), len(values))
+    value = _mean(values)
+    return Share(value, *_wilson(value, len(values)), len(values), "Wilson")
+
+
 def exact(hits: int, n: int, *, level: float = LEVEL) -> tuple[float, float]:
     """Return the exact binomial interval of a share: it covers at least `level` whatever the share is."""
     tail = (1 - level) / 2

@@ -55,7 +55,18 @@ def _told(found: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return what the audit's summary adds: effects over all principles, position, cost, texts, flags, retries."""
     if found is None:
         return None
-    named = ("effects", "position", "flags", "cost", "texts", "retried", "low_margin")
+    named = (
+        "effects",
+        "position",
+        "flags",
+        "cost",
+        "texts",
+        "retried",
+        "low_margin",
+        "low_margin_decisions",
+        "critiques_contradicted",
+        "canaries",
+    )
     told = {name: found[name] for name in named} | {"most_told": MOST_TOLD}
     effects = [
         {"title": f"the answer {_EFFECTS.get(row['picks the answer'], row['picks the answer'])}", "phase": "", **row}
