@@ -204,6 +204,14 @@ def test_a_refusal_carries_the_policy_too(served: Served) -> None:
     assert served.ask("GET", "/", {"Host": "evil.test"}).headers["content-security-policy"] == CSP
 
 
+def test_a_draw_without_a_number_takes_what_there_is(tmp_path: Path) -> None:
+    make_run(tmp_path / "one", n_train=6, n_held_out=2)
+    with serving(tmp_path) as served:
+        drawn = served.post("/runs/one/review/draw", {"estimate": None, "value": 3, "by_principle": False}).json
+        assert drawn["queues"]["estimate"] == drawn["population"] > 0
+        assert served.post("/runs/one/review/draw", {"estimate": 1, "value": 0}).status == 409
+
+
 def test_reading_every_page_changes_nothing(served: Served, folder: Path) -> None:
     before = content_of(folder / "one")
     row = served.get("/json/runs/one/decisions").json["decisions"][0]

@@ -6,6 +6,7 @@ import fcntl
 import html
 import json
 import re
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -19,7 +20,7 @@ import pytest
 from cai import canon
 from cai.audit.summary import MOST_TOLD
 from cai.errors import UserError
-from cai.records import Judgment, Part
+from cai.records import Judgment, Part, Revision
 from cai.review import Desk
 from cai.store import ledger, schema
 from cai.trail import RunView
@@ -167,6 +168,10 @@ def of_audit(data: Any) -> Iterator[str]:
             yield percent(effect["value"], 0)
 
 
+def in_words(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def of_compare(data: Any) -> Iterator[str]:
     found = data["found"]
     assert found["pairs"]["matched"]
@@ -174,7 +179,7 @@ def of_compare(data: Any) -> Iterator[str]:
     for cause, n in found["causes"].items():
         yield f"{cause} ({n})"
     for row in found["config"]:
-        yield f"{row['field']} {row['one']} {row['other']}"
+        yield f"{row['field']} {in_words(row['one'])} {in_words(row['other'])}"
     for flip in found["flips"]:
         yield flip["prompt"][:140]
 
@@ -507,6 +512,17 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> N
         assert answer.status == 409 and "not a readable store" in answer.json["error"]
 
 
+def test_a_run_that_is_removed_meanwhile_is_not_here(tmp_path: Path) -> None:
+    for name in ("stays", "goes"):
+        make_run(tmp_path / name, n_train=6, n_held_out=2)
+    with serving(tmp_path) as served:
+        assert served.get("/runs/goes/decisions").status == 200
+        shutil.rmtree(tmp_path / "goes")
+        for path in ("", "/decisions", "/audit", "/review"):
+            assert served.get(f"/runs/goes{path}").status == 404
+        assert served.get("/").status == served.get("/runs/stays").status == 200
+
+
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
@@ -549,3 +565,24 @@ def test_a_door_that_leads_to_no_run_is_closed(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         serve(tmp_path / "none", opened)
     assert opened.listening.fileno() == -1
+
+
+def test_every_critique_behind_a_revision_is_on_the_trail(tmp_path: Path) -> None:
+    runs.write_inputs(tmp_path, n_prompts=3)
+    phases = [{"name": "walk", "samples": 1, "revisions": 2, "pairs": ["revision"]}]
+    folder = Path(runs.run_json(runs.write_config(tmp_path, runs.config(tmp_path, phases=phases)))["run"])
+    with RunView(folder) as run:
+        chains = {}
+        for end in run.ended("walk"):
+            answer, texts = end.arms[1], []
+            while isinstance(answer, Revision):
+                critique = run.record(answer.critique_id)
+                texts.append(critique.text)
+                answer = run.record(critique.answer_id)
+            chains[end.comparison.id] = texts
+    pair = max(chains, key=lambda id_: len(chains[id_]))
+    with serving(tmp_path / "runs") as served:
+        told = served.get(f"/json/runs/run/trail/{pair}").json["critiques"]
+        shown = words_of(served.get(f"/runs/run/trail/{pair}").text)
+    assert [c["text"] for c in told] == chains[pair] and len(told) == 2
+    assert all(" ".join(c["text"].split()) in shown for c in told)

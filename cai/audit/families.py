@@ -30,7 +30,7 @@ class Families:
         policies: list[dict[str, Any]] = run.manifest.get("policies") or []
         models = run.config.models
         self._trained_from: dict[str, str] = {}
-        judge, section = run.manifest["models"].get("judge"), models.judge or models.policy
+        judge, section = (run.manifest.get("models") or {}).get("judge"), models.judge or models.policy
         if judge and (begun := first_of(section.checkpoint or "")):
             self._trained_from[judge] = begun
         if policies:

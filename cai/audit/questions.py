@@ -46,7 +46,7 @@ QUESTIONS: dict[str, Question] = {
             "Which pairs changed sides when the order was swapped, and how often per principle?",
             """SELECT principle_id, count(*) AS n, sum(flipped) AS flipped, avg(flipped) AS rate,
                 wilson_low(sum(flipped), count(*)) AS low, wilson_high(sum(flipped), count(*)) AS high,
-                group_concat(CASE WHEN flipped THEN substr(pair_id, 1, 11) END, ' ') AS pairs
+                group_concat(CASE WHEN flipped THEN substr(pair_id, 1, 15) END, ' ') AS flipped_pairs
             FROM (SELECT pair_id, principle_id, max(verdict = 'a') AND max(verdict = 'b') AS flipped
                 FROM decisions GROUP BY pair_id, question_id HAVING count(DISTINCT "order") = 2)
             GROUP BY principle_id ORDER BY rate DESC""",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from cai import canon
+
 _SHORT = 600
 """Longer texts are cut, unless all of it is asked for."""
 
@@ -121,8 +123,8 @@ def _call(asked: dict[str, Any] | None, most: int | None, pad: str) -> Iterator[
         yield f"{pad}asked {asked['request']['model']} (call {asked['key']}){which}:"
         for message in shown:
             yield _text(f"[{message['role']}] {message['content']}", most, pad + "  ")
-        yield f"{pad}replied {asked['reply']}"
-        yield f"{pad}how {asked['circumstances']}"
+        yield f"{pad}replied {canon.dumps(asked['reply']).decode()}"
+        yield f"{pad}how {canon.dumps(asked['circumstances']).decode()}"
 
 
 def _people(trail: dict[str, Any]) -> Iterator[str]:

@@ -99,13 +99,13 @@ def _run_of(what: str) -> Path:
     from cai.errors import CaiError, UserError
     from cai.trail import RunView
 
-    around = next((p for p in Path(what).absolute().parents if (p / "manifest.json").exists()), None)
+    around = next((p for p in Path(what).absolute().parents if (p / "store.sqlite").exists()), None)
     if around is not None or not what.startswith("b2:"):
         if around is None:
             raise UserError(f"'{what}': of which run? write `cai audit why RUN {what}`")
         return around
     knowing = []
-    for folder in sorted({p.parent for pattern in ("*", "runs/*") for p in Path().glob(f"{pattern}/manifest.json")}):
+    for folder in sorted({p.parent for pattern in ("*", "runs/*") for p in Path().glob(f"{pattern}/store.sqlite")}):
         with suppress(CaiError), RunView(folder) as run:
             knowing += [folder] if find.ids(run, what) else []
     if len(knowing) != 1:

@@ -176,7 +176,7 @@ def _tuned(people: Sequence[float], judge: Sequence[float], judge_all: Sequence[
 def why_not_powered(n: int, n_disagreements: int) -> str | None:
     """Return why a prediction-powered interval is not to be trusted here; None where it is."""
     if n < PPI_LEAST_N:
-        return f"{n} human labels, and fewer than {PPI_LEAST_N} make its interval too short"
+        return f"{n} human {'label' if n == 1 else 'labels'}, and fewer than {PPI_LEAST_N} make its interval too short"
     if n_disagreements < PPI_LEAST_DISAGREEMENTS:
         return (
             f"judge and people differ on {n_disagreements} items, and fewer than {PPI_LEAST_DISAGREEMENTS} make its "
