@@ -13,13 +13,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
+from pydantic import ValidationError
 
 from cai import canon, constitution
 from cai.config import RunConfig
 from cai.constitution import Constitution
 from cai.engine.model import Reply
 from cai.errors import UserError
+from cai.manifest import kept_config
 from cai.records import Comparison, Decision, Prompt, Question, Response, Revision, kept, parse
 from cai.stages.admit import Accounting, Admission, Arms, Gate
 from cai.stages.judge import Bench, Seat
@@ -69,13 +70,19 @@ class RunView:
         return schema.connect(self.folder / "store.sqlite", readonly=True)
 
     @cached_property
+    def config_tree(self) -> dict[str, Any]:
+        """The resolved configuration as its file has it."""
+        return kept_config(self.folder)
+
+    @cached_property
     def config(self) -> RunConfig:
         """The resolved configuration."""
-        path = self.folder / "config.yaml"
-        if not path.exists():
-            raise UserError(f"{path}: no such file, expected it in the folder of a run; restore it, or give another")
-        text = path.read_text(encoding="utf-8")
-        return RunConfig.model_validate(json.loads(json.dumps(yaml.safe_load(text))))
+        try:
+            return RunConfig.model_validate(self.config_tree)
+        except ValidationError as error:
+            found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+            path = self.folder / "config.yaml"
+            raise UserError(f"{path}: is no config of a run ({found}); restore it from a copy") from error
 
     @cached_property
     def constitution(self) -> Constitution:

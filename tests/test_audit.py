@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import shutil
 import sqlite3
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +16,20 @@ import pytest
 
 import cai
 from cai.audit import export as exports
-from cai.audit import story
+from cai.audit import families, find, story
 from cai.audit.compare import compare
-from cai.audit.effects import mcnemar
+from cai.audit.effects import FAMILY, OWN, mcnemar
 from cai.audit.questions import QUESTIONS
 from cai.audit.replay import replay
 from cai.audit.summary import summary, told
+from cai.audit.verify import verify
 from cai.audit.views import VIEWS, Views
 from cai.audit.why import why
+from cai.cli import main
 from cai.errors import UserError
 from cai.records import Judgment
 from cai.review import Desk
+from cai.store import schema
 from cai.trail import RunView
 from tests import runs
 from tests.report_fixture import make_run
@@ -147,7 +153,7 @@ def test_every_question_is_answered(finished: Path, edited: Path, name: str) -> 
     views.attach(Views(edited))
     found = views.query(QUESTIONS[name].sql, {"pair": "b2:"} if "pair" in QUESTIONS[name].needs else {})
     assert found.columns
-    empty = {"invalid", "injections", "chain", "leaks", "calibration", "judge-and-people"}
+    empty = {"invalid", "injections", "canaries", "chain", "leaks", "calibration", "recalibration", "judge-and-people"}
     assert (not found.rows) == (name in empty), name
 
 
@@ -159,8 +165,67 @@ def test_a_judgment_whose_reply_is_missing_is_told_by_the_chain_question(tmp_pat
     }
 
 
-def test_there_are_sixteen_questions() -> None:
-    assert len(QUESTIONS) == 16
+def test_all_sixteen_things_an_auditor_asks_have_a_documented_question() -> None:
+    assert {q.about for q in QUESTIONS.values()} == set(range(1, 17))
+    documented = Path(__file__).parent.parent.joinpath("docs", "audit.md").read_text(encoding="utf-8")
+    for q in QUESTIONS.values():
+        assert f"| {q.about} | `{q.name}` |" in documented
+
+
+def test_a_principle_that_never_votes_is_told(tmp_path: Path) -> None:
+    views = Views(make_run(tmp_path / "run", n_train=4, n_held_out=2, judge="invalid"))
+    rows = {r["principle_id"]: r for r in views.query(QUESTIONS["principles-relevance"].sql).dicts()}
+    assert rows["to-the-point"]["relevance"] == 0.0 and rows["to-the-point"]["unusable"] == rows["to-the-point"]["due"]
+    assert rows["brief"]["relevance"] == 1.0
+
+
+def test_critiques_that_the_verdict_contradicts_are_those_counted_by_hand(finished: Path) -> None:
+    run, wanted, n = RunView(finished), set(), 0
+    for end in run.ended("walk"):
+        if end.comparison.source != "revision":
+            continue
+        votes = {v.principle_id: v for v in end.settled.votes if v.stand == "votes" and v.p_a is not None}
+        vote = votes.get(run.record(end.arms[1].critique_id).principle_id)
+        n += vote is not None
+        if vote is not None and not vote.is_tie and vote.p_a > 0.5:
+            wanted.add((end.comparison.id, vote.principle_id))
+    rows = list(Views(finished).query(QUESTIONS["critique-contradicts"].sql).dicts())
+    assert {(r["pair_id"], r["principle_id"]) for r in rows} == wanted and 0 < len(wanted) < n
+    told_ = summary(run)["critiques_contradicted"]
+    assert (round(told_["all"]["value"] * n), told_["all"]["n"]) == (len(wanted), n)
+    assert sum(round(s["value"] * s["n"]) for s in told_["principles"].values()) == len(wanted)
+
+
+def test_canaries_and_every_reading_of_a_judgment_are_on_record(folder: Path) -> None:
+    """Reasons first, two samples each, on pairs into which a canary was put."""
+    judge = {"mode": "cot", "cot": {"samples": 2}, "prior": "content_free", "canary": True}
+    config = runs.config(folder, name="cot", judge=judge, prompts__train_limit=3)
+    run = Path(runs.run_json(runs.write_config(folder, config, "cot.yaml"))["run"])
+    views = Views(run)
+    asked = {r["what"]: r for r in views.query(QUESTIONS["canaries"].sql).dicts()}
+    assert set(asked) == {"told A", "told B"} and all(r["n"] > 3 and r["followed"] == 1.0 for r in asked.values())
+    parts = views.query("SELECT count(*), count(DISTINCT decision_id), count(raw_reply) FROM parts").rows[0]
+    assert parts[0] == parts[2] == 2 * parts[1] > 20
+    said = list(exports.table(views, "decisions"))
+    assert all(r["gen_ai.evaluation.explanation"] == r["reasoning"] for r in said if r["mode"] == "cot")
+    assert any(r["reasoning"] for r in said) and not any(r["reasoning"] for r in said if r["mode"] == "check")
+    decision = next(d for d in why(RunView(run), "pairs.jsonl:1")["decisions"] if d["parts"])
+    assert [p["name"] for p in decision["parts"]] == ["sample 1", "sample 2"]
+    for part in decision["parts"]:
+        assert set(part["call"]["reply"]["logprobs"]) == {"A", "B"} and part["call"]["request"]["messages"]
+    told_ = runs.cai("audit", "why", run, "pairs.jsonl:1", "--full").stdout
+    assert "sample 2: 0." in told_
+    revised = next(r["line"] for r in provenance(run) if r["source"] == "revision")
+    assert "Revision request:" in runs.cai("audit", "why", run, f"pairs.jsonl:{revised}", "--full").stdout
+    for message in decision["parts"][1]["call"]["request"]["messages"]:
+        assert all(line.strip() in told_ for line in message["content"].splitlines())
+    live = json.loads(runs.cai("audit", "replay", run, "--live", "500", "--json").stdout)["live"]
+    assert live["n"] == live["agreed"] == live["n_able"] > 20 and live["largest"] < 1e-9
+    connection = sqlite3.connect(run / "store.sqlite", isolation_level=None)
+    connection.execute("DELETE FROM calls WHERE key = ?", (decision["parts"][1]["call_key"],))
+    connection.close()
+    assert decision["parts"][1]["call_key"] in {f["name"] for f in verify(run)["findings"]}
+    assert views.query(f"SELECT 1 FROM ({QUESTIONS['chain'].sql}) WHERE what LIKE '%a part of%'").rows == [(1,)]
 
 
 def test_the_views_agree_with_the_records(finished: Path) -> None:
@@ -297,11 +362,16 @@ def test_jsonl_and_parquet_hold_the_same_rows_with_opentelemetry_names(finished:
         lines = [json.loads(x) for x in (tmp_path / "jsonl" / f"{name}.jsonl").read_text().splitlines()]
         table = parquet.read_table(tmp_path / "parquet" / f"{name}.parquet").to_pylist()
         assert lines == table, name
-    decisions = [json.loads(x) for x in (tmp_path / "jsonl" / "decisions.jsonl").read_text().splitlines()]
+    decisions, pairs = (
+        [json.loads(x) for x in (tmp_path / "jsonl" / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("decisions", "pairs")
+    )
+    arms = {row["pair_id"]: row["a_id"] for row in pairs}
     for row in decisions:
         assert row["gen_ai.evaluation.name"] == row["principle_id"]
         assert row["gen_ai.evaluation.score.value"] == row["p_a"]
         assert row["gen_ai.evaluation.score.label"] == row["verdict"]
+        assert row["gen_ai.response.id"] == arms[row["pair_id"]] and row["event.name"] == "gen_ai.evaluation.result"
 
 
 def test_annotated_pairs_have_an_annotator_per_principle_and_order(finished: Path, tmp_path: Path) -> None:
@@ -365,7 +435,7 @@ def test_compare_tells_apart_what_turns_a_label(tmp_path: Path) -> None:
     assert set(compare(RunView(base), RunView(other))["causes"]) == {"sampling", "weight"}
 
 
-def test_every_command_closes_what_it_opens(finished: Path, edited: Path, tmp_path: Path) -> None:
+def test_every_command_closes_what_it_opens(folder: Path, finished: Path, edited: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     pair = provenance(run)[0]["pair_id"]
@@ -391,6 +461,7 @@ def test_every_command_closes_what_it_opens(finished: Path, edited: Path, tmp_pa
         ("review", "agreement", run, 0),
         ("pairs", run, 0),
         ("status", run, 0),
+        ("plan", folder / "run.yaml", 0),
         ("report", run, 0),
         ("card", run, "--kind", "dataset", 0),
         ("eval", run, 0),
@@ -400,3 +471,130 @@ def test_every_command_closes_what_it_opens(finished: Path, edited: Path, tmp_pa
             runs.cai(*words, check=code)
     with runs.every_store_closed(), cai.load(run) as frames:
         assert len(frames.query("SELECT * FROM overrides")) == 2
+
+
+# -- families, modes without an order, and what a hand may get wrong ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "family"),
+    [
+        ("smollm2-135m-instruct#0123456789abcdef", "smollm"),
+        ("HuggingFaceTB/SmolLM3-3B@main", "smollm"),
+        ("Qwen/Qwen2.5-7B-Instruct@a1b2c3", "qwen"),
+        ("meta-llama/Meta-Llama-3-8B", "llama"),
+        ("meta-llama/Llama-3.2-1B-Instruct@x at http://host:1", "llama"),
+        ("/cache/models--Qwen--Qwen3-0.6B/snapshots/abcdef0123", "qwen"),
+        ("runs/x/checkpoints/rl/model#0123456789abcdef", None),
+        ("served@unknown at http://host:1", None),
+    ],
+)
+def test_a_models_name_tells_its_family_or_nothing(model: str, family: str | None) -> None:
+    assert families.by_name(model) == family
+
+
+def test_a_trained_checkpoint_is_of_the_family_it_began_with(tmp_path: Path) -> None:
+    for name, base in (("sl", "SmolLM2-135M"), ("rl", str(tmp_path / "sl" / "model"))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoint.json").write_text(json.dumps({"base": base}))
+    assert families.first_of(str(tmp_path / "rl" / "model")) == "SmolLM2-135M"
+    assert families.first_of("SmolLM2-135M") is None
+    run = families.Families(RunView(make_run(tmp_path / "run", n_train=4, n_held_out=2)))
+    policies = ("tiny-135m@main", "runs/x/checkpoints/rl/model", "tiny-135m@main with adapter#0123")
+    assert [run.of(policy) for policy in policies] == ["tiny"] * 3
+    panel = "mean of logprob:tiny-9b@2 + cot:qwen3-8b@1"
+    assert run.same("tiny-9b@2", panel) == (True, True) and run.same(policies[1], panel) == (False, True)
+    assert run.same("gemma-2b@1", panel) == (False, False)
+
+
+def test_an_answer_by_a_model_of_the_judges_family_is_counted_though_the_model_is_another(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", n_train=12, n_held_out=2, phases=("sl",), arms=("before",))
+    writer = schema.connect(folder / "store.sqlite")
+    bodies = writer.execute("SELECT body FROM records WHERE tag = 'response' AND phase = 'sl'").fetchall()
+    models = {json.loads(body)["call_key"]: "qwen2.5-7b@1" for (body,) in bodies} | {"k": "tiny-1b@2"}
+    for key, model in models.items():
+        writer.execute("INSERT INTO calls VALUES (?, 'generate', ?, '{}', '{}', 'r', '{}', 0)", (key, model))
+    writer.close()
+    effects = {e["picks the answer"]: e for e in summary(RunView(folder))["effects"]}
+    assert effects[OWN]["n"] == 0 and effects[FAMILY]["n"] == effects["revision"]["n"] > 10
+    assert effects[FAMILY]["value"] == effects["revision"]["value"]
+
+
+def test_a_judge_that_grades_each_answer_alone_has_no_favourite_position(folder: Path) -> None:
+    config = runs.config(folder, name="score", judge={"mode": "score"}, prompts__train_limit=4)
+    run = Path(runs.run_json(runs.write_config(folder, config, "score.yaml"))["run"])
+    found = summary(RunView(run))
+    first = next(e for e in found["effects"] if e["picks the answer"] == "first shown")
+    assert first["n"] == 0 and found["position"] is None and found["judge"]["weaknesses"] == []
+    assert Views(run).query("SELECT count(*), count(picked_first), count(p_first) FROM decisions").rows[0][1:] == (0, 0)
+    live = json.loads(runs.cai("audit", "replay", run, "--live", "6", "--json").stdout)["live"]
+    assert live["n"] == live["agreed"] == 6 and live["largest"] < 1e-9
+
+
+def test_the_beginning_of_an_id_that_several_pairs_share_names_none_of_them(finished: Path) -> None:
+    run = RunView(finished)
+    pairs = [end.comparison.id for end in run.ended("walk")]
+    shared = [start for start in {id_[:4] for id_ in pairs} if sum(id_.startswith(start) for id_ in pairs) > 1]
+    assert shared
+    for start in shared:
+        with pytest.raises(UserError, match="several begin so"):
+            find.pair_id(run, start)
+
+
+def test_the_run_of_an_id_is_found_where_only_one_knows_it(
+    folder: Path, finished: Path, edited: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    pair = provenance(finished)[2]["pair_id"]
+    override = why(RunView(finished), pair)["overrides"][0]["id"]
+    assert json.loads(runs.cai("audit", "why", override, "--json").stdout)["pair_id"] == pair
+    assert "edited" in runs.cai("audit", "why", pair, check=2).stderr
+    assert "no run here" in runs.cai("audit", "why", "b2:" + "f" * 40, check=2).stderr
+
+
+def test_a_config_that_was_damaged_is_told_in_one_sentence(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    for text in ("models: [", "- no\n- tree\n", "models: 7\n"):
+        (copy / "config.yaml").write_text(text)
+        said = runs.cai("audit", "summary", copy, check=2).stderr
+        assert said.startswith("cai: ") and "config.yaml" in said
+        found = {(f["where"], f["name"]) for f in verify(copy)["findings"]}
+        assert ("config.yaml", "file") in found or ("run", "run") in found
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("query", "RUN", "order-flips", "--limit", "0"),
+        ("verify", "RUN", "--expect", "a head"),
+        ("query", "RUN", "nothing"),
+    ],
+)
+def test_bad_input_is_told_and_exits_with_two(finished: Path, words: tuple[str, ...]) -> None:
+    said = runs.cai("audit", *(finished if word == "RUN" else word for word in words), check=2)
+    assert said.stderr.startswith("cai: ") and not said.stdout
+
+
+def test_a_view_and_a_question_can_be_asked_by_name_also_in_a_notebook(finished: Path) -> None:
+    rows = json.loads(runs.cai("audit", "query", finished, "principles", "--json").stdout)
+    assert [row["principle_id"] for row in rows] == ["brief", "kind", "clear"]
+    with cai.load(finished) as frames:
+        assert set(frames.query("order-flips")["principle_id"]) == {"kind", "clear"}
+        assert len(frames.query("behind-pair", pair=provenance(finished)[0]["pair_id"])) == 5
+
+
+def test_a_reader_who_leaves_early_is_no_error(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Left(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with redirect_stdout(Left()):
+        assert main(["audit", "query", str(finished), "--list"]) == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_the_keys_of_every_model_a_config_names_are_taken_out() -> None:
+    member = {"model": {"api_key_env": "TWO"}}
+    tree = {"models": {"policy": {"api_key_env": "ONE"}}, "judge": {"panel": {"members": [member]}}}
+    assert set(exports._key_variables(tree)) == {"ONE", "TWO"}

@@ -18,6 +18,7 @@ from cai.review.people import judged
 from cai.review.queues import shares
 from cai.store import ledger, schema
 from cai.trail import RunView
+from tests import runs
 from tests.report_fixture import make_run
 
 GOLD = [{"prompt": f"Question {i}?", "a": "Good.", "b": "Bad.", "expect": "a", "why": "It is good."} for i in range(6)]
@@ -306,3 +307,11 @@ def test_gold_that_cannot_be_read_is_told_with_its_line(finished: Path, tmp_path
     path.write_text(json.dumps(GOLD[0]) + '\n{"prompt": "x"}\n')
     with pytest.raises(UserError, match="gold.jsonl:2"):
         Desk(finished).draw(estimate=1, value=0, author="ann", gold=path)
+
+
+def test_a_small_run_is_drawn_whole_where_nobody_says_how_many(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", n_train=6, n_held_out=2)
+    found = json.loads(runs.cai("review", "sample", folder, "--json").stdout)
+    assert found["drawn"]["estimate"] == found["population"] < 140 and found["drawn"]["value"] == 0
+    for words in (("sample", folder, "--value", "-1"), ("similar", folder, "--threshold", "7")):
+        assert "expected" in runs.cai("review", *words, check=2).stderr

@@ -17,6 +17,7 @@ from cai.review import Desk, agreement, gate
 from cai.review.people import judged
 from cai.review.similar import similar
 from cai.review.words import told
+from cai.store import schema
 from cai.trail import RunView
 from tests import runs
 from tests.report_fixture import make_run
@@ -82,6 +83,12 @@ def test_two_reviewers_are_compared_on_what_both_voted_on(reviewed: Desk) -> Non
     assert 0.8 < people["observed"]["value"] < 1.0
     for name in ("kappa", "ac1", "alpha", "fleiss"):
         assert people[name]["low"] < people[name]["value"] < people[name]["high"]
+    (pair,) = people["pairs"]
+    assert pair["reviewers"] == ["ann", "bob"] and pair["n"] == people["n"] == sum(s["n"] for s in people["by_stratum"])
+    assert sum(sum(row.values()) for row in pair["confusion"].values()) == pair["n"]
+    assert sum(pair["confusion"][label][label] for label in pair["confusion"]) == pair["agreed"]
+    assert pair["kappa"]["value"] == people["kappa"]["value"] and pair["accuracy"]["low"] < pair["accuracy"]["high"]
+    assert pair["agreed"] == round(sum(s["alike"]["value"] * s["n"] for s in people["by_stratum"]))
 
 
 def test_an_override_decided_outright_is_not_taken_for_a_measurement(reviewed: Desk) -> None:
@@ -116,6 +123,7 @@ def test_votes_cast_after_the_verdict_was_shown_do_not_count(tmp_path: Path) -> 
 def test_the_report_is_readable_and_has_a_json_twin(reviewed: Desk) -> None:
     lines = "\n".join(told(agreement.report(reviewed.run)))
     assert "judge's accuracy, estimate queue" in lines and "people among themselves" in lines
+    assert "ann says a: bob a" in lines and "all alike" in lines
     said = json.loads(runs.cai("review", "agreement", reviewed.run.folder, "--json").stdout)
     assert said == json.loads(json.dumps(agreement.report(reviewed.run)))
 
@@ -137,6 +145,14 @@ def test_the_gate_stops_without_votes_and_below_its_bound_and_opens_above(review
     gate.check(reviewed.run, GateSection(min_agreement_lower=round(low.low - 0.01, 4)))
     with pytest.raises(Stopped, match="wanted at least 99.0%"):
         gate.check(reviewed.run, GateSection(min_agreement_lower=0.99))
+
+
+def test_the_gate_holds_nothing_back_before_the_judge_has_decided_anything(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", n_train=4, n_held_out=0, phases=("sl",), arms=())
+    writer = schema.connect(folder / "store.sqlite")
+    writer.execute("DELETE FROM ledger WHERE tag = 'judgment'")
+    writer.close()
+    gate.check(RunView(folder), GateSection(min_agreement_lower=0.99))
 
 
 def test_a_run_with_a_gate_stops_before_training_and_says_how_to_go_on(tmp_path: Path) -> None:

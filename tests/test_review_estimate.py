@@ -9,7 +9,7 @@ import pytest
 
 from cai.evaluate.intervals import wilson
 from cai.review import estimate
-from cai.review.estimate import Stratum, exact, powered, rogan_gladen, share, weighted, why_not_powered
+from cai.review.estimate import Stratum, exact, mean_share, powered, rogan_gladen, share, weighted, why_not_powered
 
 Y = [1, 0, 1, 1, 0, 1, 1, 0, 1, 1, 1, 0, 1, 0, 1, 1, 0, 1, 1, 1] * 3
 F = [1 - y if i in (1, 7, 20, 33, 41, 52) else y for i, y in enumerate(Y)]
@@ -33,6 +33,12 @@ def test_wilson_takes_over_where_errors_are_not_few() -> None:
 def test_prediction_powered_mean_has_its_golden_values() -> None:
     assert powered(Y, F, F_ALL, lam=1.0) == pytest.approx((0.6166667, 0.5267825, 0.7065508), abs=1e-6)
     assert powered(Y, F, F_ALL) == pytest.approx((0.64925, 0.56695, 0.73165), abs=1e-4)
+
+
+def test_a_mean_with_ties_keeps_them_and_without_them_is_a_share() -> None:
+    assert mean_share([1.0, 0.0, 1.0]) == share(2, 3)
+    found = mean_share([1.0, 0.5, 0.5, 0.0] * 5 + [0.5])
+    assert found is not None and found.value == 0.5 and found.low < 0.5 < found.high and found.method == "Wilson"
 
 
 def test_prediction_powered_is_refused_outside_its_safe_range() -> None:

@@ -13,7 +13,7 @@ import pytest
 from cai.review import Desk
 from cai.store import ledger, schema
 from cai.trail import RunView
-from tests import browser, report_fixture
+from tests import browser, report_fixture, runs
 from tests.browser import Visit
 from tests.report_fixture import make_run
 from tests.view_fixture import Served, serving
@@ -363,7 +363,8 @@ CANARY = "<script>alert(1)</script>"
 def test_no_payload_runs_loads_or_breaches_the_policy_on_any_page(hostile: Path, visits: Any) -> None:
     (folder,) = [path for path in hostile.iterdir() if path.is_dir()]
     run = RunView(folder)
-    trails = [end.comparison.id for end in run.ended("rl")][:10]
+    ends = list(run.ended("rl"))[:10]
+    trails, answers = [end.comparison.id for end in ends], [end.arms[0].id for end in ends[:3]]
     asked = [d for d in ledger.of_comparison(run.connection, trails[0]) if getattr(d, "call_key", None)]
     run.connection.close()
     base = f"/runs/{quote(folder.name, safe='')}"
@@ -385,6 +386,15 @@ def test_no_payload_runs_loads_or_breaches_the_policy_on_any_page(hostile: Path,
             whole += owner.page.inner_text("main")
             owner.calm()
         assert whole.count(CANARY) > len(told)
+        for id_ in answers:
+            assert owner.open(f"{base}/text/{id_}").status == 200
+            body = owner.page.inner_text("body")
+            assert any(payload in body for payload in ONE_LINE)
+            owner.calm()
+        runs.cai("report", folder)
+        assert owner.open(f"{base}/report").status == 200
+        assert CANARY in owner.page.inner_text("body")
+        owner.calm()
         unseen = [p for p in ONE_LINE if " ".join(p.split()) not in " ".join(whole.split())]
         assert not unseen, "these payloads are on no page, so they were not tested"
         for payload in PAYLOADS[::6]:

@@ -204,6 +204,14 @@ def test_a_refusal_carries_the_policy_too(served: Served) -> None:
     assert served.ask("GET", "/", {"Host": "evil.test"}).headers["content-security-policy"] == CSP
 
 
+def test_a_draw_without_a_number_takes_what_there_is(tmp_path: Path) -> None:
+    make_run(tmp_path / "one", n_train=6, n_held_out=2)
+    with serving(tmp_path) as served:
+        drawn = served.post("/runs/one/review/draw", {"estimate": None, "value": 3, "by_principle": False}).json
+        assert drawn["queues"]["estimate"] == drawn["population"] > 0
+        assert served.post("/runs/one/review/draw", {"estimate": 1, "value": 0}).status == 409
+
+
 def test_reading_every_page_changes_nothing(served: Served, folder: Path) -> None:
     before = content_of(folder / "one")
     row = served.get("/json/runs/one/decisions").json["decisions"][0]
@@ -235,3 +243,15 @@ def test_tokens_differ_between_visitors_and_starts() -> None:
         found |= set(opened.urls.values())
         found |= set(opened.door.tokens)
     assert len(found) == 18
+
+
+def test_an_address_that_cannot_be_had_is_told_also_where_there_is_no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="99999: cannot listen"):
+        open_door("127.0.0.1", 99_999, owner="owner")
+
+    def none(*_: object) -> socket.socket:
+        raise OSError(97, "Address family not supported by protocol")
+
+    monkeypatch.setattr("cai.view.socket.socket", none)
+    with pytest.raises(UserError, match="::1:0: cannot listen .Address family not supported"):
+        open_door("::1", 0, owner="owner")

@@ -6,6 +6,7 @@ import fcntl
 import html
 import json
 import re
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -19,12 +20,13 @@ import pytest
 from cai import canon
 from cai.audit.summary import MOST_TOLD
 from cai.errors import UserError
-from cai.records import Judgment
+from cai.records import Judgment, Part, Revision
 from cai.review import Desk
 from cai.store import ledger, schema
 from cai.trail import RunView
 from cai.view import open_door, serve, words
 from cai.view.index import LOW_MARGIN, PAGE, DecisionIndex, Filter
+from tests import runs
 from tests.report_fixture import make_run
 from tests.view_fixture import Served, serving
 
@@ -156,7 +158,7 @@ def of_audit(data: Any) -> Iterator[str]:
         yield f"{v['principle']} {v['order']}"
     summary = data["summary"]
     yield f"{summary['cost']['calls']:,}"
-    yield f"{summary['low_margin']:,} within"
+    yield f"{summary['low_margin_decisions']:,} decisions and {summary['low_margin']:,} label"
     position = summary["position"]
     yield f"{position['first_both_times']:,} picked the answer shown first both times"
     yield f"{position['second_both_times']:,} the one shown second, {position['same_arm']:,} the same answer"
@@ -166,6 +168,10 @@ def of_audit(data: Any) -> Iterator[str]:
             yield percent(effect["value"], 0)
 
 
+def in_words(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def of_compare(data: Any) -> Iterator[str]:
     found = data["found"]
     assert found["pairs"]["matched"]
@@ -173,7 +179,7 @@ def of_compare(data: Any) -> Iterator[str]:
     for cause, n in found["causes"].items():
         yield f"{cause} ({n})"
     for row in found["config"]:
-        yield f"{row['field']} {row['one']} {row['other']}"
+        yield f"{row['field']} {in_words(row['one'])} {in_words(row['other'])}"
     for flip in found["flips"]:
         yield flip["prompt"][:140]
 
@@ -444,6 +450,34 @@ def test_a_run_at_work_is_called_so_and_its_lock_is_left_alone(tmp_path: Path) -
         assert served.get("/json/runs/live").json["state"] == "stopped"
 
 
+def test_every_reading_of_a_judgment_is_on_its_page(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "several", n_train=8, n_held_out=8)
+    run = RunView(folder)
+    asked = next(d for d in next(iter(run.ended("rl"))).decisions if isinstance(d, Judgment) and d.call_key)
+    run.connection.close()
+    writer = schema.connect(folder / "store.sqlite")
+    parts = []
+    for n, value in enumerate((0.7, 0.3, None), 1):
+        request = {"model": f"judge-{n}", "kind": "score", "options": ["A", "B"], "messages": [["user", f"t{n}"]]}
+        writer.execute("INSERT INTO texts VALUES (?, ?)", (f"t{n}", f"<i>question</i> {n}"))
+        reply = json.dumps({"logprobs": {"A": -1.0, "B": -float(n)}})
+        kept = (f"k{n}", json.dumps(request), reply)
+        writer.execute("INSERT INTO calls VALUES (?, 'score', 'm', ?, ?, 'r', '{}', 0)", kept)
+        reason = None if value else "outside_options"
+        parts.append(Part(name=f"{n} logprob:judge-{n}", call_key=f"k{n}", reply_id="r", value=value, reason=reason))
+    made = asked.model_copy(update={"parts": tuple(p.model_dump() for p in parts), "call_key": "k1", "reply_id": "x"})
+    ledger.append_now(writer, [made])
+    writer.close()
+    with serving(tmp_path) as served:
+        page, twin = (served.get(f"{start}/runs/several/decision/{made.id}") for start in ("", "/json"))
+        asked_ = [p["call"]["messages"][0]["content"] for p in twin.json["parts"]]
+        assert asked_ == [f"<i>question</i> {n}" for n in (1, 2, 3)]
+        shown = words_of(page.text)
+        for n, value in ((1, "0.7000"), (2, "0.3000"), (3, "not read outside_options")):
+            assert f"{n} logprob:judge-{n} {value}" in shown and f"<i>question</i> {n}" in shown
+        assert "&lt;i&gt;question" in page.text and "Code decided" not in shown
+
+
 def test_failures_are_grouped_by_reason(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "failed", n_train=8, n_held_out=8, done=False)
     writer = schema.connect(folder / "store.sqlite")
@@ -478,6 +512,17 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> N
         assert answer.status == 409 and "not a readable store" in answer.json["error"]
 
 
+def test_a_run_that_is_removed_meanwhile_is_not_here(tmp_path: Path) -> None:
+    for name in ("stays", "goes"):
+        make_run(tmp_path / name, n_train=6, n_held_out=2)
+    with serving(tmp_path) as served:
+        assert served.get("/runs/goes/decisions").status == 200
+        shutil.rmtree(tmp_path / "goes")
+        for path in ("", "/decisions", "/audit", "/review"):
+            assert served.get(f"/runs/goes{path}").status == 404
+        assert served.get("/").status == served.get("/runs/stays").status == 200
+
+
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
@@ -500,8 +545,6 @@ def test_the_command_prints_a_url_that_lets_in(tmp_path: Path) -> None:
 
 
 def test_bad_input_is_one_message_and_exit_2(tmp_path: Path) -> None:
-    from tests.runs import cai
-
     make_run(tmp_path / "one", n_train=8, n_held_out=8)
     for arguments in (
         ["view", tmp_path / "none", "--port", "0"],
@@ -511,8 +554,9 @@ def test_bad_input_is_one_message_and_exit_2(tmp_path: Path) -> None:
         ["view", tmp_path, "--tls-cert", "x", "--port", "0"],
         ["view", tmp_path, "--tls-cert", "x", "--tls-key", "y", "--port", "0"],
         ["view", tmp_path, "--as", " ", "--port", "0"],
+        ["view", tmp_path, "--port", "99999"],
     ):
-        done = cai(*arguments, check=2)
+        done = runs.cai(*arguments, check=2)
         assert done.stderr.startswith("cai: ") and "Traceback" not in done.stderr
 
 
@@ -521,3 +565,24 @@ def test_a_door_that_leads_to_no_run_is_closed(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         serve(tmp_path / "none", opened)
     assert opened.listening.fileno() == -1
+
+
+def test_every_critique_behind_a_revision_is_on_the_trail(tmp_path: Path) -> None:
+    runs.write_inputs(tmp_path, n_prompts=3)
+    phases = [{"name": "walk", "samples": 1, "revisions": 2, "pairs": ["revision"]}]
+    folder = Path(runs.run_json(runs.write_config(tmp_path, runs.config(tmp_path, phases=phases)))["run"])
+    with RunView(folder) as run:
+        chains = {}
+        for end in run.ended("walk"):
+            answer, texts = end.arms[1], []
+            while isinstance(answer, Revision):
+                critique = run.record(answer.critique_id)
+                texts.append(critique.text)
+                answer = run.record(critique.answer_id)
+            chains[end.comparison.id] = texts
+    pair = max(chains, key=lambda id_: len(chains[id_]))
+    with serving(tmp_path / "runs") as served:
+        told = served.get(f"/json/runs/run/trail/{pair}").json["critiques"]
+        shown = words_of(served.get(f"/runs/run/trail/{pair}").text)
+    assert [c["text"] for c in told] == chains[pair] and len(told) == 2
+    assert all(" ".join(c["text"].split()) in shown for c in told)

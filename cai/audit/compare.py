@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
-
 from cai.constitution import PARTS, Constitution
 from cai.evaluate.intervals import wilson
 from cai.manifest import FREE_FIELDS, _flat
@@ -48,14 +46,9 @@ def compare(one: RunView, other: RunView) -> dict[str, Any]:
 
 
 def _fields(one: RunView, other: RunView) -> list[dict[str, Any]]:
-    before, after = _config(one), _config(other)
+    before, after = _flat(one.config_tree), _flat(other.config_tree)
     names = sorted(n for n in before.keys() | after.keys() if not n.startswith(FREE_FIELDS))
     return [{"field": n, "one": before.get(n), "other": after.get(n)} for n in names if before.get(n) != after.get(n)]
-
-
-def _config(run: RunView) -> dict[str, Any]:
-    tree = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
-    return _flat(json.loads(json.dumps(tree)))
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[Any]]:

@@ -7,19 +7,22 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cai.audit.families import Families
 from cai.evaluate.intervals import wilson
 from cai.records import Judgment, Question
 from cai.trail import Ended
 
-NAMES = ("first shown", "longer", "with a list", "written by the judge's own model", "revision")
+OWN, FAMILY = "written by the judge's own model", "written by a model of the judge's family"
+NAMES = ("first shown", "longer", "with a list", OWN, FAMILY, "revision")
 """The answers it is counted how often the judge picks; without an effect it is one half."""
 
 
 class Effects:
     """Counts judgments by a model that name a winner. Both orders of a pair are in the shares."""
 
-    def __init__(self, questions: Mapping[str, Question]) -> None:
-        self._questions = questions
+    def __init__(self, questions: Mapping[str, Question], families: Families) -> None:
+        self._questions, self._families = questions, families
+        self._ours: dict[tuple[Any, ...], tuple[int, int]] = {}
         self._n, self._hits = Counter[str](), Counter[str]()
         self._both = Counter[str]()
 
@@ -28,22 +31,33 @@ class Effects:
     ) -> None:
         """Count one comparison, whose arms have so many words, a list or none, and these models as authors."""
         known = _sign(*words), _sign(*lists), int(end.comparison.source == "revision")
+        # Modes that grade each answer by itself are asked once: no answer stands first.
+        ordered = {d.question_id for d in end.decisions if isinstance(d, Judgment) and d.order == "ba"}
         by_question: dict[str, list[Judgment]] = {}
         for judgment in end.decisions:
             if isinstance(judgment, Judgment) and judgment.verdict in ("a", "b"):
                 question = self._questions.get(judgment.question_id)
                 if question is not None and question.mode != "check":
                     by_question.setdefault(question.id, []).append(judgment)
-                    own = 0 if None in authors else _sign(*(author == question.judge for author in authors))
-                    self._count(judgment, *known, own)
+                    first = (1 if judgment.order == "ab" else -1) if question.id in ordered else 0
+                    self._count(judgment, first, *known, *self._own(question.judge, authors))
         for judgments in by_question.values():
             self._pair({j.order: j.verdict for j in judgments})
 
-    def _count(self, judgment: Judgment, longer: int, listed: int, revised: int, own: int) -> None:
+    def _own(self, judge: str, authors: tuple[str | None, ...]) -> tuple[int, int]:
+        """Return which arm alone is the judge's own, and which alone its family's, as `_count` takes them."""
+        key = (judge, *authors)
+        if key not in self._ours:
+            own, family = zip(*(self._families.same(author, judge) for author in authors), strict=True)
+            self._ours[key] = (0, 0) if None in authors else (_sign(*own), _sign(*family))
+        return self._ours[key]
+
+    def _count(
+        self, judgment: Judgment, first: int, longer: int, listed: int, revised: int, own: int, family: int
+    ) -> None:
         """Count one judgment; each sign says which arm stands out: 1 for arm a, -1 for arm b, 0 for neither."""
         sign = 1 if judgment.verdict == "a" else -1
-        first = 1 if judgment.order == "ab" else -1
-        for name, which in zip(NAMES, (first, longer, listed, own, -revised), strict=True):
+        for name, which in zip(NAMES, (first, longer, listed, own, family, -revised), strict=True):
             if which:
                 self._n[name] += 1
                 self._hits[name] += sign == which

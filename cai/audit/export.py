@@ -14,26 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from cai import __version__, canon
-from cai.audit.views import Views
+from cai.audit.views import VIEWS, Views
 from cai.errors import UserError
 from cai.manifest import now, write_atomically
 from cai.report.collect import redacted
 from cai.trail import RunView
 
-TABLES = ("decisions", "pairs", "votes", "calls", "reviews", "overrides", "principles", "critiques", "prompts")
+TABLES = tuple(VIEWS)
 """What `parquet` and `jsonl` write, one file each."""
 _OPEN_TELEMETRY = {
     "gen_ai.evaluation.name": "principle_id",
     "gen_ai.evaluation.score.value": "p_a",
     "gen_ai.evaluation.score.label": "verdict",
-    "gen_ai.evaluation.explanation": "reason",
-    "gen_ai.response.id": "reply_id",
-    "gen_ai.request.model": "judge",
-    "gen_ai.usage.input_tokens": "n_prompt",
-    "gen_ai.usage.output_tokens": "n_completion",
     "error.type": "reason",
 }
-"""OpenTelemetry's semantic conventions for generative AI, by the column that says the same here."""
+"""Attributes of OpenTelemetry's event `gen_ai.evaluation.result`, by the column that says the same here."""
 _LEAST_SECRET = 8
 """A shorter value of a key variable is too common a text to be taken out everywhere."""
 
@@ -42,8 +37,7 @@ class Redactor:
     """Takes secrets out of texts: credentials in URLs, and the values of the key variables a config names."""
 
     def __init__(self, run: RunView) -> None:
-        models = (run.config.models.policy, run.config.models.judge)
-        names = {m.api_key_env for m in models if m is not None and m.api_key_env}
+        names = set(_key_variables(run.config_tree))
         self._secrets = [v for n in names if len(v := os.environ.get(n, "")) >= _LEAST_SECRET]
 
     def __call__(self, value: Any) -> Any:
@@ -54,6 +48,19 @@ class Redactor:
         for secret in self._secrets:
             text = text.replace(secret, "…")
         return text
+
+
+def _key_variables(tree: Any) -> Iterator[str]:
+    """Yield the names of the environment variables that a config names as keys, of whichever model."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            if name == "api_key_env" and isinstance(value, str):
+                yield value
+            else:
+                yield from _key_variables(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _key_variables(value)
 
 
 def export(folder: str | Path, form: str, out: str | Path) -> dict[str, Any]:
@@ -93,11 +100,15 @@ def _tables(run: RunView, form: str, place: Path) -> dict[str, int]:
 
 
 def table(views: Views, name: str) -> Iterator[dict[str, Any]]:
-    """Yield a table's rows by column; decisions also by OpenTelemetry's names."""
+    """Yield a table's rows by column; decisions also by OpenTelemetry's names: the score is that of arm a."""
+    sql = "SELECT id, json_extract(body, '$.a_id') FROM store.records WHERE tag = 'comparison'"
+    arms = dict(views.query(sql).rows) if name == "decisions" else {}
     for row in views.query(f"SELECT * FROM {name}").dicts():
         if name == "decisions":
             row |= {otel: row[column] for otel, column in _OPEN_TELEMETRY.items()}
-            row["gen_ai.operation.name"] = "evaluate"
+            row["gen_ai.evaluation.explanation"] = row["reasoning"] or row["reason"]
+            row["gen_ai.response.id"] = arms.get(row["pair_id"])
+            row["event.name"] = "gen_ai.evaluation.result"
         yield row
 
 

@@ -8,13 +8,15 @@ from cai.trail import RunView
 _PREFIX = "b2:"
 
 
-def ids(run: RunView, start: str, *, limit: int = 6) -> list[tuple[str, str]]:
-    """Return (tag, id) of every record and event whose id begins so, at most `limit`."""
+def ids(run: RunView, start: str, *tags: str, limit: int = 6) -> list[tuple[str, str]]:
+    """Return (tag, id) of records and events (of these kinds, if any are given) whose id begins so, at most `limit`."""
     wanted = start if start.startswith(_PREFIX) else _PREFIX + start
     found: list[tuple[str, str]] = []
+    kinds = f"AND tag IN ({','.join('?' * len(tags))})" if tags else ""
     for table in ("records", "ledger"):
         rows = run.connection.execute(
-            f"SELECT tag, id FROM {table} WHERE id >= ? AND id < ? ORDER BY id LIMIT ?", (wanted, wanted + "~", limit)
+            f"SELECT tag, id FROM {table} WHERE id >= ? AND id < ? {kinds} ORDER BY id LIMIT ?",
+            (wanted, wanted + "~", *tags, limit),
         )
         found += rows.fetchall()
     return found
@@ -22,7 +24,7 @@ def ids(run: RunView, start: str, *, limit: int = 6) -> list[tuple[str, str]]:
 
 def one(run: RunView, start: str, *tags: str) -> tuple[str, str]:
     """Return the (tag, id) that begins so, of these kinds if any are given. Raises UserError for none or several."""
-    found = [(tag, id_) for tag, id_ in ids(run, start) if not tags or tag in tags]
+    found = ids(run, start, *tags)
     if not found:
         kinds = " or ".join(tags) or "record or decision"
         raise UserError(f"'{start}': no {kinds} of {run.folder} has an id that begins so; `cai audit query` lists ids")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from cai.audit.questions import QUESTIONS
 from cai.audit.views import Views
 
 if TYPE_CHECKING:
@@ -54,11 +55,14 @@ class Frames:
         """One row per principle."""
         return self.query("SELECT * FROM principles")
 
-    def query(self, sql: str) -> pandas.DataFrame:
-        """Return the rows of a SELECT. Raises UserError where SQLite refuses it."""
+    def query(self, sql: str, **parameters: Any) -> pandas.DataFrame:
+        """Return the rows of a SELECT, or of a named question such as `order-flips`, with values for its `:names`.
+
+        Raises UserError where SQLite refuses it.
+        """
         import pandas
 
-        found = self._views.query(sql)
+        found = self._views.query(QUESTIONS[sql].sql if sql in QUESTIONS else sql, parameters)
         return pandas.DataFrame(found.rows, columns=found.columns)
 
 

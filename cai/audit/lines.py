@@ -11,6 +11,6 @@ def columns(rows: Iterable[dict[str, str]]) -> Iterator[str]:
     if not found:
         return
     widths = {name: max(len(name), *(len(row[name]) for row in found)) for name in found[0]}
-    yield "  " + "  ".join(name.ljust(width) for name, width in widths.items())
+    yield "  " + "  ".join(name.ljust(width) for name, width in widths.items()).rstrip()
     for row in found:
         yield "  " + "  ".join(row[name].ljust(width) for name, width in widths.items()).rstrip()

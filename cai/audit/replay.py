@@ -90,7 +90,6 @@ def _files(run: RunView, rows: list[bytes], origins: list[bytes]) -> Iterator[di
             continue
         for number, (one, other) in enumerate(zip_longest(found, wanted), 1):
             if one != other:
-                what = (
-                    "is not what the decisions give" if one and other else "is missing" if other else "is one too many"
-                )
+                what = "is one too many" if not other else "is missing" if not one else "is not what the decisions give"
+                what += "; if people decided since, `cai pairs` writes it anew"
                 yield {"where": file.name, "name": f"line {number}", "what": what}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from cai import canon
+
 _SHORT = 600
 """Longer texts are cut, unless all of it is asked for."""
 
@@ -76,34 +78,53 @@ def _arm(arm: dict[str, Any], most: int | None, depth: int) -> Iterator[str]:
     by = f" by {asked['request']['model']}" if asked and not asked.get("missing") else ""
     yield f"{pad}{arm['kind']} {arm['id']}{by} ({arm['finish_reason']})"
     yield _text(arm["text"], most, pad + "  ")
+    if most is None:
+        yield from _call(asked, None, pad + "  ")
     if "critique" in arm:
         critique = arm["critique"]
         principle = critique["principle"]
         yield f"{pad}after critique {critique['round']} by '{principle['id']}' at {principle['line']}"
         yield _text(critique["text"], most, pad + "  ")
+        if most is None:
+            yield from _call(critique["call"], None, pad + "  ")
         yield f"{pad}of"
         yield from _arm(arm["revised_from"], most, depth + 1)
 
 
 def _decision(decision: dict[str, Any], most: int | None) -> Iterator[str]:
-    principle, asked = decision.get("principle") or {"id": "?", "line": None}, decision["call"]
+    principle = decision.get("principle") or {"id": "?", "line": None}
     mark = " <- asked about" if decision.get("asked_about") else ""
     p_a = "" if decision["p_a"] is None else f", p_a {decision['p_a']:.4f}"
     reason = f" ({decision['reason']})" if decision["reason"] else ""
     yield f"  {decision['id']}{mark}"
     yield f"    {principle['id']} at {principle['line']}, order {decision['order']}: {decision['verdict']}{reason}{p_a}"
+    if decision["flag"]:
+        yield f"    flagged: {decision['flag']}"
     if principle.get("note"):
         yield f"    note: {principle['note']}"
-    if asked and not asked.get("missing"):
-        yield f"    asked {asked['request']['model']} (call {asked['key']}); last turns:"
-        for message in asked["request"]["messages"][-2:]:
-            yield _text(f"[{message['role']}] {message['content']}", most, "      ")
-        yield f"    replied {asked['reply']}"
-        yield f"    how {asked['circumstances']}"
-    elif asked:
-        yield f"    the call {asked['key']} is missing"
+    for part in decision["parts"]:
+        value = part["reason"] if part["value"] is None else f"{part['value']:.4f}"
+        yield f"    {part['name']}: {value}"
+        if part["call"]:
+            yield from _call(part["call"], most, "      ")
+    if not decision["parts"]:
+        yield from _call(decision["call"], most, "    ")
+
+
+def _call(asked: dict[str, Any] | None, most: int | None, pad: str) -> Iterator[str]:
+    """Yield what was asked (the last turns, or all of them where nothing is cut), what came back, and how."""
+    if asked is None:
+        yield f"{pad}decided by code"
+    elif asked.get("missing"):
+        yield f"{pad}the call {asked['key']} is missing"
     else:
-        yield "    decided by code"
+        messages = asked["request"]["messages"]
+        shown, which = (messages, "") if most is None else (messages[-2:], "; last turns")
+        yield f"{pad}asked {asked['request']['model']} (call {asked['key']}){which}:"
+        for message in shown:
+            yield _text(f"[{message['role']}] {message['content']}", most, pad + "  ")
+        yield f"{pad}replied {canon.dumps(asked['reply']).decode()}"
+        yield f"{pad}how {canon.dumps(asked['circumstances']).decode()}"
 
 
 def _people(trail: dict[str, Any]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cai.audit.effects import Effects, share
+from cai.audit.families import Families
 from cai.audit.questions import QUESTIONS
 from cai.audit.views import Look, Views
 from cai.evaluate.judging import JudgeCount
@@ -29,18 +30,19 @@ def summary(run: RunView) -> dict[str, Any]:
 
 
 def _summary(run: RunView, views: Views) -> dict[str, Any]:
-    counted, judged, effects = Accounting(), JudgeCount(run.questions), Effects(run.questions)
-    by_order, margins = Counter[tuple[str, Order, str]](), Counter[bool]()
+    counted, judged, effects = Accounting(), JudgeCount(run.questions), Effects(run.questions, Families(run))
+    by_order, margins = Counter[tuple[str, Order, str]](), Counter[str]()
 
     def count(end: Ended, look: Look) -> None:
         counted.count(end.admission)
         judged.add(end, look.words)
         effects.add(end, *look)
-        p_a = end.settled.p_a
-        margins[p_a is not None and end.settled.label_source == "judge" and abs(p_a - 0.5) < LOW_MARGIN] += 1
+        margins["labels"] += end.settled.label_source == "judge" and _is_close(end.settled.p_a)
         for d in end.decisions:
             if isinstance(d, Judgment) and d.question_id in run.questions:
-                by_order[run.questions[d.question_id].principle_id, d.order, d.verdict] += 1
+                question = run.questions[d.question_id]
+                by_order[question.principle_id, d.order, d.verdict] += 1
+                margins["decisions"] += question.mode != "check" and _is_close(d.p_a)
 
     views.fold(count)
     return {
@@ -51,13 +53,20 @@ def _summary(run: RunView, views: Views) -> dict[str, Any]:
         "effects": list(effects.shares()),
         "position": effects.position(),
         "invalid": list(views.query(QUESTIONS["invalid"].sql).dicts()),
-        "low_margin": margins[True],
+        "low_margin": margins["labels"],
+        "low_margin_decisions": margins["decisions"],
         "flags": _flags(views),
         "cost": _cost(views),
         "texts": _texts(views),
+        "critiques_contradicted": _contradicted(views),
+        "canaries": list(views.query(QUESTIONS["canaries"].sql).dicts()),
         "retried": list(views.query(QUESTIONS["retried"].sql).dicts()),
         "people": _people(views),
     }
+
+
+def _is_close(p_a: float | None) -> bool:
+    return p_a is not None and abs(p_a - 0.5) < LOW_MARGIN
 
 
 def _verdicts(counted: Counter[tuple[str, Order, str]]) -> list[dict[str, Any]]:
@@ -102,6 +111,17 @@ def _texts(views: Views) -> dict[str, Any]:
             for f in answers
             if (f["win_rate"] or 0) >= 0.9
         ],
+    }
+
+
+def _contradicted(views: Views) -> dict[str, Any]:
+    """Return how often the judge prefers the answer it criticised, by the same principle, where it ever does."""
+    found = {row["principle_id"]: row for row in views.query(QUESTIONS["critique-contradicts"].sql).dicts()}
+    told = {name: share(round(row["rate"] * row["n"]), row["n"]) for name, row in found.items()}
+    whole = next(iter(found.values()), None)
+    return {
+        "all": whole and share(round(whole["rate_of_all"] * whole["n_of_all"]), whole["n_of_all"]),
+        "principles": told,
     }
 
 
@@ -165,13 +185,22 @@ def _told_rest(found: dict[str, Any]) -> Iterator[str]:
     if found["invalid"]:
         yield "invalid replies by cause"
         for row in found["invalid"]:
-            yield f"  {row['reason']} ({row['principle_id']}): {row['n']:,}"
-    yield f"low margins (p_a within {LOW_MARGIN} of one half): {found['low_margin']:,}"
+            where = f" ({row['principle_id']})" if row["principle_id"] else ""
+            yield f"  {row['reason']}{where}: {row['n']:,}"
+    yield (
+        f"low margins (within {LOW_MARGIN} of one half): {found['low_margin_decisions']:,} decisions, "
+        f"{found['low_margin']:,} labels"
+    )
     flags = found["flags"]
     yield (
         f"answers that speak to a judge: {flags['answers_that_speak_to_a_judge']:,}, preferred: "
         f"{_told(flags['judge_preferred_them'])}; flagged while judging: {flags['flagged_by_the_judge_stage']:,}"
     )
+    for row in found["canaries"]:
+        followed = "" if row["followed"] is None else f", followed in {row['followed']:.1%} of {row['could_follow']:,}"
+        yield f"  canary, {row['canary']} '{row['what']}': {row['n']:,}{followed}"
+    if contradicted := found["critiques_contradicted"]["all"]:
+        yield f"of what it criticised, the judge prefers to the revision, by the same principle: {_told(contradicted)}"
     texts = found["texts"]
     for row in texts["near_constant_critiques"]:
         yield f"! the same critique {row['n']:,} times ({row['share']:.0%}): {row['text'][:80]}"

@@ -10,15 +10,12 @@ say that the model really answered so, only that the answer is the one that was 
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from cai import canon
 from cai.errors import CaiError
@@ -31,7 +28,7 @@ from cai.trail import RunView
 LIMITS = (
     "verify compares the run with itself: somebody who can write the folder can cut the ledger back to an earlier "
     "head, or write every row, hash, head and seal anew. Keep the head elsewhere (print it, mail it) and verify with "
-    "--expect."
+    "--expect. Checkpoints, the report, logs and the figures a session adds to the manifest are not covered."
 )
 
 
@@ -82,10 +79,13 @@ def _verified(run: RunView, connection: sqlite3.Connection, expect: str | None) 
 
 
 def _files_or_why_not(run: RunView) -> list[Finding]:
+    found: list[Finding] = []
     try:
-        return list(_files(run))
+        for finding in _files(run):
+            found.append(finding)
     except (CaiError, KeyError, ValueError, TypeError, AttributeError, OSError, sqlite3.DatabaseError) as error:
-        return [Finding("run", run.folder.name, f"cannot be read back ({type(error).__name__}: {error})")]
+        found.append(Finding("run", run.folder.name, f"cannot be read back ({type(error).__name__}: {error})"))
+    return found
 
 
 def _is_sealed(connection: sqlite3.Connection) -> bool:
@@ -218,12 +218,13 @@ def _judgment(event: Judgment, known: dict[str, Record], replies: dict[str, str]
     for id_ in (event.comparison_id, event.question_id):
         if id_ not in known:
             yield Finding("records", id_, f"is missing; judgment {event.id} names it")
-    if event.call_key is None:
-        return
-    if event.call_key not in replies:
-        yield Finding("calls", event.call_key, f"is missing; judgment {event.id} was read from it")
-    elif replies[event.call_key] != event.reply_id:
-        yield Finding("calls", event.call_key, f"holds another reply than judgment {event.id} was read from")
+    for reading in (event, *event.parts):
+        if reading.call_key is None:
+            continue
+        if reading.call_key not in replies:
+            yield Finding("calls", reading.call_key, f"is missing; judgment {event.id} was read from it")
+        elif replies[reading.call_key] != reading.reply_id:
+            yield Finding("calls", reading.call_key, f"holds another reply than judgment {event.id} was read from")
 
 
 def _prompts(connection: sqlite3.Connection, known: dict[str, Record]) -> Iterator[Finding]:
@@ -251,14 +252,13 @@ def _sealed(connection: sqlite3.Connection, folder: Path) -> Iterator[Finding]:
 
 
 def _files(run: RunView) -> Iterator[Finding]:
-    manifest, folder = run.manifest, run.folder
+    manifest = run.manifest
     if run.constitution.id != manifest["constitution"]["id"]:
         yield Finding("constitution.yaml", "file", "is not the constitution the manifest names")
     for name, id_ in manifest.get("templates", {}).items():
         if run.templates.ids.get(name) != id_:
             yield Finding("prompts", f"{name}.jinja", "is not the template the manifest names")
-    tree = json.loads(json.dumps(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))))
-    if id_of(tree) != manifest["config_id"]:
+    if id_of(run.config_tree) != manifest["config_id"]:
         yield Finding("config.yaml", "file", "is not the config the manifest names")
     done = manifest.get("done")
     if done:

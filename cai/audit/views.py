@@ -11,27 +11,36 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
 from cai import canon, checks
+from cai.audit.questions import MEASURED
 from cai.errors import UserError
 from cai.evaluate.intervals import wilson
 from cai.pairs import provenance_path
 from cai.records import Override, parse
 from cai.review.queues import stratum
+from cai.stages.judge import OPTIONS
+from cai.stages.judge.signs import signs
 from cai.stages.settle import Vote, settle
 from cai.trail import Ended, RunView
 
 LIMIT_S = 60.0
 """A query that takes longer is stopped."""
 _PAIRS_AT_ONCE = 512
+_MOST_LOOKED_AT = 20_000
+"""Characters of a text in which signs that it speaks to a judge are looked for."""
 _LIST = re.compile(r"(?m)^\s*(?:[-*\u2022]|\d+[.)])\s+\S")
 
 VIEWS = {
     "decisions": "one row per judgment: pair, principle, order, verdict, probabilities, call and its price",
+    "parts": "one row per reading of a judgment that rests on several: samples, graded answers, members of a panel",
     "pairs": "one row per comparison: both answers, where it ended and why, who had the last word",
+    "votes": "one row per pair and principle: how it stood after both orders",
     "calls": "one row per model call: kind, model, tokens, attempts, seconds, whether it could be used",
     "reviews": "one row per vote ever cast: item, queue, stratum, chance, choice, whether it still holds",
     "overrides": "one row per label that people set: author, reason, blind, whether it still holds",
@@ -40,17 +49,22 @@ VIEWS = {
     "prompts": "one row per prompt: side, domain, text",
     "walks": "one row per prompt and phase: done or failed and why",
     "sessions": "one row per session of the run: seconds, calls, tokens",
+    "recalibrated": "one row per curve and bin: the judge's probabilities against people, before and after",
 }
 """Every table a query can name. docs/audit.md lists the columns."""
 
-_SQL = """
+_UNORDERED = "('check', 'score', 'rubric', 'reward_model')"
+"""Modes in which neither answer stands before the other."""
+_SQL = f"""
 CREATE TEMP VIEW decisions AS
 SELECT l.id AS decision_id, l.seq, l.hash AS row_hash, l.subject AS pair_id, c.prompt_id, c.phase,
     json_extract(l.body, '$.order') AS "order", json_extract(q.body, '$.principle_id') AS principle_id,
     json_extract(l.body, '$.verdict') AS verdict, json_extract(l.body, '$.p_a') AS p_a,
-    CASE json_extract(l.body, '$.order') WHEN 'ab' THEN json_extract(l.body, '$.p_a')
+    CASE WHEN json_extract(q.body, '$.mode') IN {_UNORDERED} THEN NULL
+        WHEN json_extract(l.body, '$.order') = 'ab' THEN json_extract(l.body, '$.p_a')
         ELSE 1 - json_extract(l.body, '$.p_a') END AS p_first,
-    CASE WHEN json_extract(l.body, '$.verdict') NOT IN ('a', 'b') THEN NULL
+    CASE WHEN json_extract(l.body, '$.verdict') NOT IN ('a', 'b') OR json_extract(q.body, '$.mode') IN {_UNORDERED}
+        THEN NULL
         ELSE substr(json_extract(l.body, '$.order'), 1, 1) = json_extract(l.body, '$.verdict') END AS picked_first,
     json_extract(l.body, '$.reason') AS reason, json_extract(l.body, '$.flag') AS flag,
     json_extract(l.body, '$.question_id') AS question_id, json_extract(q.body, '$.mode') AS mode,
@@ -59,6 +73,8 @@ SELECT l.id AS decision_id, l.seq, l.hash AS row_hash, l.subject AS pair_id, c.p
     json_extract(l.body, '$.reply_id') AS reply_id, json_extract(k.reply, '$.logprobs.A') AS logprob_A,
     json_extract(k.reply, '$.logprobs.B') AS logprob_B, json_extract(k.reply, '$.outside') AS outside,
     json_extract(k.reply, '$.finish_reason') AS finish_reason, k.reply AS raw_reply,
+    CASE WHEN json_extract(q.body, '$.mode') = 'cot' AND k.kind = 'score' THEN
+        (SELECT t.text FROM store.texts t WHERE t.id = json_extract(k.request, '$.messages[#-3][1]')) END AS reasoning,
     json_extract(k.reply, '$.n_prompt') AS n_prompt, json_extract(k.reply, '$.n_completion') AS n_completion,
     json_extract(k.circumstances, '$.attempts') AS attempts, json_extract(k.circumstances, '$.server') AS server,
     json_extract(k.circumstances, '$.duration_s') AS duration_s, k.made_at
@@ -66,6 +82,17 @@ FROM store.ledger l
 LEFT JOIN store.records c ON c.id = l.subject
 LEFT JOIN store.records q ON q.id = json_extract(l.body, '$.question_id')
 LEFT JOIN store.calls k ON k.key = json_extract(l.body, '$.call_key')
+WHERE l.tag = 'judgment';
+
+CREATE TEMP VIEW parts AS
+SELECT l.id AS decision_id, l.subject AS pair_id, json_extract(q.body, '$.principle_id') AS principle_id,
+    json_extract(l.body, '$.order') AS "order", json_extract(p.value, '$.name') AS name,
+    json_extract(p.value, '$.value') AS value, json_extract(p.value, '$.reason') AS reason,
+    json_extract(p.value, '$.prior') AS prior, json_extract(p.value, '$.call_key') AS call_key,
+    json_extract(p.value, '$.reply_id') AS reply_id, k.reply AS raw_reply
+FROM store.ledger l JOIN json_each(l.body, '$.parts') p
+LEFT JOIN store.records q ON q.id = json_extract(l.body, '$.question_id')
+LEFT JOIN store.calls k ON k.key = json_extract(p.value, '$.call_key')
 WHERE l.tag = 'judgment';
 
 CREATE TEMP VIEW calls AS
@@ -81,7 +108,12 @@ CREATE TEMP VIEW critiques AS
 SELECT r.id AS critique_id, r.phase, r.prompt_id, json_extract(r.body, '$.principle_id') AS principle_id,
     json_extract(r.body, '$.round') AS round, json_extract(r.body, '$.answer_id') AS answer_id,
     json_extract(r.body, '$.text') AS text, json_extract(r.body, '$.passed') AS passed,
-    json_extract(v.body, '$.text') AS revision, v.id AS revision_id
+    json_extract(v.body, '$.text') AS revision, v.id AS revision_id,
+    (WITH RECURSIVE back(id) AS (
+        SELECT json_extract(r.body, '$.answer_id')
+        UNION ALL SELECT json_extract(s.body, '$.answer_id') FROM back JOIN store.records s ON s.id = back.id
+            WHERE s.tag = 'revision')
+    SELECT s.id FROM back JOIN store.records s ON s.id = back.id WHERE s.tag = 'response') AS first_answer_id
 FROM store.records r
 LEFT JOIN store.records v ON v.tag = 'revision' AND v.phase = r.phase AND v.prompt_id = r.prompt_id
     AND json_extract(v.body, '$.critique_id') = r.id
@@ -146,9 +178,11 @@ CREATE TEMP TABLE pairs (
 CREATE TEMP TABLE votes (
     pair_id TEXT, principle_id TEXT, weight REAL, stand TEXT, p_a REAL, label TEXT
 );
+CREATE TEMP TABLE recalibrated (
+    curve TEXT, shown_on TEXT, n_items INTEGER, brier REAL, brier_low REAL, brier_high REAL, log_loss REAL, ece REAL,
+    n_bins INTEGER, from_p REAL, to_p REAL, n INTEGER, said REAL, came_true REAL, note TEXT
+);
 """
-_EXTRA = {"votes": "one row per pair and principle: how it stood after both orders"}
-VIEWS |= _EXTRA
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +212,7 @@ class Views:
         self._connection.executescript(_SQL)
         self._functions()
         self._fill_small()
-        self._has_pairs = False
+        self._has_pairs = self._has_curves = False
 
     def close(self) -> None:
         """Forget the tables, and close the run if it was opened here."""
@@ -194,8 +228,11 @@ class Views:
 
     def query(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = (), *, limit: int | None = None) -> Table:
         """Return the rows of one SELECT, at most `limit`. Raises UserError for what SQLite refuses, or what writes."""
-        if not self._has_pairs and re.search(r"(?i)(?<!_)\b(?:pairs|votes)\b", sql):
+        named = {name.lower() for name in re.findall(r"(?<!_)\b\w+\b", sql)}
+        if not self._has_pairs and named & {"pairs", "votes"}:
             self.fold()
+        if "recalibrated" in named and not self._has_curves:
+            self._recalibrate()
         ends = time.monotonic() + LIMIT_S
         self._connection.set_progress_handler(lambda: time.monotonic() > ends, 100_000)
         self._connection.set_authorizer(_only_reading)
@@ -232,7 +269,8 @@ class Views:
         define("chain_hash", 3, lambda before, tag, body: canon.chain(before or canon.GENESIS, tag, body.encode()))
         define("record_id", 2, _record_id)
         define("bytes_id", 1, lambda text: None if text is None else canon.id_of_bytes(text.encode()))
-        define("injection", 1, lambda text: _looks_like_injection(text or ""))
+        define("injection", 1, lambda text: any(signs(text[:_MOST_LOOKED_AT])) if text else False)
+        define("canary_letter", 1, self._canary_letter)
         define("wilson_low", 2, lambda hits, n: _end_of(hits, n, 0))
         define("wilson_high", 2, lambda hits, n: _end_of(hits, n, 1))
         define("normal", 1, lambda text: " ".join(re.findall(r"\w+", (text or "").lower())))
@@ -264,10 +302,53 @@ class Views:
             self._insert("pairs", [_pair_row(self.run, e, k, lines) for e, k in zip(some, looks, strict=True)])
             self._insert("votes", [_vote_row(end, vote) for end in some for vote in end.settled.votes])
 
+    def _canary_letter(self, request: str) -> str | None:
+        """Return the letter that a request gives away, or None of one that is no canary."""
+        messages = canon.loads(request).get("messages") or []
+        return self._canaries.get(messages[-2][1]) if len(messages) > 1 else None
+
+    @cached_property
+    def _canaries(self) -> dict[str, str]:
+        ask = self.run.templates["canary"]
+        return {ask.turns(only=("user_principle",), letter=letter)[0].text_id: letter for letter in OPTIONS}
+
+    def _recalibrate(self) -> None:
+        """Work out `recalibrated`: what people said of the estimate queue against the judge's probabilities."""
+        from cai.assay.reliability import N_BINS, measure
+
+        self._has_curves = True
+        found = self.query(
+            f"SELECT p.prompt_id, p.judge_p_a, r.label FROM reviews r JOIN pairs p USING (pair_id) WHERE {MEASURED}"
+        )
+        told = measure([_Measured.of(*row) for row in found.rows], seed=self.run.config.run.seed)
+        if told is None:
+            return
+        curves = [("as it is", "all prompts", told["errors"], told["bins"])]
+        curves += [(c["name"], "other prompts", c["errors"], c["bins"] or [None]) for c in told["recalibrated"]]
+        rows = []
+        for name, shown_on, errors, bins in curves:
+            brier, log_loss = errors["brier"], errors["log_loss"]
+            for held in bins:
+                place = [held[key] for key in ("low", "high", "n", "said", "came_true")] if held else [None] * 5
+                rows.append((name, shown_on, errors["n"], brier["value"], brier["low"], brier["high"],
+                             log_loss["value"], errors["ece"], N_BINS, *place, told["why_not"]))  # fmt: skip
+        self._insert("recalibrated", rows)
+
     def _insert(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
         if rows:
             marks = ",".join("?" * len(rows[0]))
             self._connection.executemany(f"INSERT INTO temp.{table} VALUES ({marks})", rows)
+
+
+class _Measured(NamedTuple):
+    """A probability and what people say, as `assay.reliability` takes them."""
+
+    pair: Any
+    said: Any
+
+    @classmethod
+    def of(cls, prompt_id: str, p_a: float, label: str) -> _Measured:
+        return cls(SimpleNamespace(prompt=SimpleNamespace(id=prompt_id), label=label), SimpleNamespace(p_a=p_a))
 
 
 class Look(NamedTuple):
@@ -340,18 +421,6 @@ def _record_id(tag: str, body: str) -> str | None:
         return str(parse(tag, body).id)
     except (KeyError, ValueError):
         return None
-
-
-_INJECTION = re.compile(
-    r"(?i)\b(?:ignore|disregard|forget)\b.{0,40}\b(?:previous|above|prior|all|any|the)\b.{0,30}"
-    r"\b(?:instructions?|principles?|rules?|prompts?)\b|\b(?:answer|choose|pick|prefer|select)\s+(?:answer\s+)?[AB]\b"
-    r"|<<\s*(?:end\s+)?(?:answer|conversation)|\bverdict\s*[:=]|\bthe better answer is\b|<\|im_(?:start|end)\|>"
-)
-
-
-def _looks_like_injection(text: str) -> bool:
-    """Return whether a text speaks to a judge rather than to a person. A pattern, not a proof, either way."""
-    return _INJECTION.search(text[:20_000]) is not None
 
 
 _READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}

@@ -186,6 +186,7 @@ def call(run: RunView, key: str | None) -> dict[str, Any] | None:
 
 
 def _judgment(run: RunView, judgment: Judgment, current: dict[str, str]) -> dict[str, Any]:
+    """Return a judgment with its question, its principle and every call it was read from."""
     question: Question | None = run.questions.get(judgment.question_id)
     part = "check" if question and question.mode == "check" else "compare"
     told = _event(judgment)
@@ -195,6 +196,8 @@ def _judgment(run: RunView, judgment: Judgment, current: dict[str, str]) -> dict
         if question.text_id not in current:
             told["principle"]["note"] = "the text has changed since; the call holds it as it was asked"
     told["call"] = call(run, judgment.call_key)
+    for part in told["parts"]:
+        part["call"] = call(run, part["call_key"])
     return told
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import os
 import sqlite3
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from cai import __version__
 from cai.errors import CaiError
@@ -46,7 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = _parsed(argv)
     try:
-        return int(arguments.handle(arguments) or 0)
+        code = int(arguments.handle(arguments) or 0)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read our output has left: there is nobody to tell, and nothing must be written at the end either.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except CaiError as error:
         from cai.cli.terminal import clean
 
@@ -66,9 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("cai: interrupted", file=sys.stderr)
         return _EXIT_INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has left; there is nobody to tell
-        return 1
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:

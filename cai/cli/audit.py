@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from cai.cli import add_command, add_json
@@ -26,13 +29,16 @@ def add(commands: Any) -> None:
         "cai audit why runs/quickstart pairs.jsonl:17",
     )
     why.add_argument(
-        "what", nargs="+", metavar="[RUN] ID", help="id, FILE:LINE, or checkpoint; RUN if ID is no path in it"
+        "what",
+        nargs="+",
+        metavar="[RUN] ID",
+        help="id, FILE:LINE, or checkpoint; RUN is optional where ID is a path in it or one run in runs/ knows it",
     )
     why.add_argument("--full", action="store_true", help="show long texts whole")
     add_json(why)
     why.set_defaults(handle=handle_why)
     query = _action(actions, "query", "run SQL, or a named question", "order-flips", handle_query)
-    query.add_argument("sql", nargs="?", help="a SELECT, or a question's name; without it the questions are listed")
+    query.add_argument("sql", nargs="?", help="a SELECT, or a question's or view's name; without it they are listed")
     query.add_argument("--list", action="store_true", help="list the questions, the views and their columns")
     query.add_argument("--with", dest="other", metavar="RUN", help="a second run, as other_pairs and other_votes")
     query.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="fill in :NAME")
@@ -72,8 +78,6 @@ def handle_summary(arguments: argparse.Namespace) -> int:
 
 def handle_why(arguments: argparse.Namespace) -> int:
     """Show a trail."""
-    from pathlib import Path
-
     from cai.audit.story import told
     from cai.audit.why import why
     from cai.cli.terminal import tell
@@ -83,13 +87,31 @@ def handle_why(arguments: argparse.Namespace) -> int:
     if len(arguments.what) > 2:
         raise UserError("why: expected a run and one ID")
     *run, what = arguments.what
-    folder = Path(run[0]) if run else next((p for p in Path(what).parents if (p / "manifest.json").exists()), None)
-    if folder is None:
-        raise UserError(f"'{what}': of which run? write `cai audit why RUN {what}`")
-    with RunView(folder) as view:
+    with RunView(run[0] if run else _run_of(what)) as view:
         found = why(view, what)
     tell(arguments.json, found, told(found, full=arguments.full))
     return 0
+
+
+def _run_of(what: str) -> Path:
+    """Return the run that a path lies in or, for an id, the one run here or in `runs` that knows it."""
+    from cai.audit import find
+    from cai.errors import CaiError, UserError
+    from cai.trail import RunView
+
+    around = next((p for p in Path(what).absolute().parents if (p / "store.sqlite").exists()), None)
+    if around is not None or not what.startswith("b2:"):
+        if around is None:
+            raise UserError(f"'{what}': of which run? write `cai audit why RUN {what}`")
+        return around
+    knowing = []
+    for folder in sorted({p.parent for pattern in ("*", "runs/*") for p in Path().glob(f"{pattern}/store.sqlite")}):
+        with suppress(CaiError), RunView(folder) as run:
+            knowing += [folder] if find.ids(run, what) else []
+    if len(knowing) != 1:
+        told = f"{', '.join(map(str, knowing))} know it" if knowing else "no run here or in runs/ knows it"
+        raise UserError(f"'{what}': of which run? {told}; write `cai audit why RUN {what}`")
+    return knowing[0]
 
 
 def handle_query(arguments: argparse.Namespace) -> int:
@@ -114,15 +136,20 @@ def _list(arguments: argparse.Namespace, views: Any) -> int:
 
 
 def _ask(arguments: argparse.Namespace, views: Any) -> int:
-    from cai.audit.questions import named
-    from cai.audit.views import Views
+    from cai.audit.questions import QUESTIONS, named
+    from cai.audit.views import VIEWS, Views
     from cai.cli.terminal import tell
     from cai.errors import UserError
 
+    if arguments.limit < 1:
+        raise UserError("--limit: expected 1 or more")
     given = [p.partition("=") for p in arguments.parameter]
     if any(not sep for _, sep, _ in given):
         raise UserError("-p: expected NAME=VALUE")
-    question = None if " " in arguments.sql.strip() else named(arguments.sql)
+    sql = arguments.sql.strip()
+    if sql in VIEWS and sql not in QUESTIONS:
+        sql = f"SELECT * FROM {sql}"
+    question = None if " " in sql else named(sql)
     parameters = {name: value for name, _, value in given}
     missing = [n for n in (question.needs if question else ()) if n != "other" and n not in parameters]
     if missing or (question and "other" in question.needs and not arguments.other):
@@ -131,7 +158,7 @@ def _ask(arguments: argparse.Namespace, views: Any) -> int:
     if arguments.other:
         with Views(arguments.other) as other:
             views.attach(other)
-    found = views.query(question.sql if question else arguments.sql, parameters, limit=arguments.limit)
+    found = views.query(question.sql if question else sql, parameters, limit=arguments.limit)
     tell(arguments.json, list(found.dicts()), _answer(found, question, arguments.limit))
     return 0
 
@@ -142,13 +169,19 @@ def _answer(found: Any, question: Any, limit: int) -> Iterator[str]:
     if question:
         yield question.asks
     yield table([[_cell(value) for value in row] for row in found.rows], head=found.columns)
-    yield f"{len(found.rows)} rows" + (", cut at --limit" if len(found.rows) == limit else "")
+    yield _counted(len(found.rows), "row") + (", cut at --limit" if len(found.rows) == limit else "")
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = str(value)
+    if isinstance(value, float):
+        text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -156,8 +189,11 @@ def handle_verify(arguments: argparse.Namespace) -> int:
     """Check everything; exit 1 where anything was found."""
     from cai.audit.verify import verify
     from cai.cli.terminal import tell
+    from cai.errors import UserError
     from cai.trail import RunView
 
+    if arguments.expect is not None and not re.fullmatch("[0-9a-f]{64}", arguments.expect):
+        raise UserError(f"--expect '{arguments.expect}': expected a head as verify prints it, 64 hex digits")
     found = verify(RunView(arguments.run).folder, expect=arguments.expect)
     tell(arguments.json, found, _verified(found))
     return 0 if found["ok"] else 1
@@ -169,7 +205,7 @@ def _verified(found: dict[str, Any]) -> Iterator[str]:
     rows = found["findings"]
     if rows:
         yield table([[f["where"], f["name"], f["what"]] for f in rows[:200]], head=("where", "row", "found"))
-        yield f"{len(rows)} findings" + (", the first 200 shown (--json shows all)" if len(rows) > 200 else "")
+        yield _counted(len(rows), "finding") + (", the first 200 shown (--json shows all)" if len(rows) > 200 else "")
     else:
         counted = ", ".join(f"{n:,} {name}" for name, n in found["rows"].items())
         yield f"sound: {counted}" + ("" if found["sealed"] else " (not sealed: the run has not ended)")
@@ -186,12 +222,13 @@ def handle_replay(arguments: argparse.Namespace) -> int:
 
     if arguments.live is not None and arguments.live < 1:
         raise UserError("--live: expected 1 or more")
-    with RunView(arguments.run) as run:
-        found = replay(run)
+    live = {}
     if arguments.live:
         from cai.pipeline.reask import reask
 
-        found["live"] = reask(arguments.run, arguments.live)
+        live = {"live": reask(arguments.run, arguments.live)}
+    with RunView(arguments.run) as run:
+        found = replay(run) | live
     tell(arguments.json, found, _replayed(found))
     return 1 if found["differences"] else 0
 
@@ -209,7 +246,8 @@ def _replayed(found: dict[str, Any]) -> Iterator[str]:
         rows = [[d["where"], d["name"], d["what"]] for d in found["differences"][:200]]
         yield table(rows, head=("where", "name", "difference"))
     if live := found.get("live"):
-        yield f"asked again: {live['n']}; same verdict {live['agreed']}; largest change of p_a {live['largest']:.4f}"
+        able = f"{live['n']:,} of {live['n_able']:,} that can be"
+        yield f"asked again: {able}; same verdict {live['agreed']}; largest change of p_a {live['largest']:.4f}"
 
 
 def handle_compare(arguments: argparse.Namespace) -> int:

@@ -8,6 +8,8 @@ from typing import Any
 
 from cai.cli import add_command, add_json
 
+_MOST_TOLD = 50
+"""Rows that were left out of an import and are told one by one."""
 _FORMATS = ("label-studio", "argilla", "annotated-pairs", "csv", "jsonl")
 
 
@@ -59,7 +61,7 @@ def _add_reviewer(parser: argparse.ArgumentParser) -> None:
 def _add_sample(actions: Any) -> None:
     parser = _action(actions, "sample", "draw pairs for review", "sample runs/quickstart --estimate 140 --value 60")
     parser.add_argument(
-        "--estimate", type=int, default=140, metavar="N", help="at random from all pairs (default: 140)"
+        "--estimate", type=int, metavar="N", help="at random from all pairs (default: 140, or as many as there are)"
     )
     parser.add_argument("--value", type=int, default=60, metavar="N", help="where a look pays (default: 60)")
     parser.add_argument("--by-principle", action="store_true", help="ask about one drawn principle per pair")
@@ -221,9 +223,12 @@ def handle_override(arguments: argparse.Namespace) -> int:
 def handle_similar(arguments: argparse.Namespace) -> int:
     """List, and propose if asked."""
     from cai.cli.terminal import table, tell
+    from cai.errors import UserError
     from cai.review import Desk
     from cai.review.similar import similar
 
+    if not 0 < arguments.threshold <= 1:
+        raise UserError(f"--threshold {arguments.threshold:g}: expected a share above 0 and at most 1")
     with Desk(arguments.run) as desk:
         found = similar(desk.run, desk.book, threshold=arguments.threshold)
         n_new = len(desk.propose([f.comparison_id for f in found], _name(arguments))) if arguments.propose else 0
@@ -257,6 +262,8 @@ def handle_import(arguments: argparse.Namespace) -> int:
         found = import_votes(desk, arguments.format, arguments.file, arguments.reviewer)
     lines = [f"votes taken in: {found['votes']}"]
     if found["left_out"]:
-        lines.append(table([[r["row"], r["why"]] for r in found["left_out"]], head=("row", "left out because")))
+        rows = [[r["row"], r["why"]] for r in found["left_out"]]
+        lines.append(table(rows[:_MOST_TOLD], head=("row", "left out because")))
+        lines += [f"and {len(rows) - _MOST_TOLD:,} more (--json tells all)"] if len(rows) > _MOST_TOLD else []
     tell(arguments.json, found, lines)
     return 0

@@ -52,7 +52,7 @@ class Tally:
     agreed: int = 0
     """Of these, those whose orders do not name different winners."""
     named: int = 0
-    """Usable verdicts that name a winner."""
+    """Usable verdicts that name a winner, of questions asked in both orders."""
     picked_first: int = 0
     """Of these, those for the answer shown first, as A."""
     unequal: int = 0
@@ -79,7 +79,9 @@ class Tally:
         self.stands[vote.stand] += 1
         if vote.stand == "votes" and vote.p_a is not None:
             self.wins["tie" if vote.is_tie else "a" if vote.p_a > 0.5 else "b"] += 1
-        verdicts = []
+        verdicts, judgments = [], list(judgments)
+        # Modes that grade each answer by itself are asked once: no answer stands first.
+        is_ordered = len({judgment.order for judgment in judgments}) == 2
         for judgment in judgments:
             self.judgments += 1
             self.flagged += judgment.flag is not None
@@ -87,18 +89,19 @@ class Tally:
             self.prior = next((prior for prior in taken_off if prior is not None), self.prior)
             if judgment.usable:
                 verdicts.append(judgment.verdict)
-                self._habit(judgment, lengths)
+                self._habit(judgment, lengths, is_ordered)
             else:
                 self.unusable[judgment.reason or judgment.verdict] += 1
         if self.by_model and len(verdicts) == 2:
             self.both_orders += 1
             self.agreed += set(verdicts) != {"a", "b"}
 
-    def _habit(self, judgment: Judgment, lengths: tuple[int, int]) -> None:
+    def _habit(self, judgment: Judgment, lengths: tuple[int, int], is_ordered: bool) -> None:
         if not self.by_model or judgment.verdict not in ("a", "b"):
             return
-        self.named += 1
-        self.picked_first += judgment.order.startswith(judgment.verdict)
+        if is_ordered:
+            self.named += 1
+            self.picked_first += judgment.order.startswith(judgment.verdict)
         if lengths[0] != lengths[1]:
             self.unequal += 1
             self.picked_longer += (judgment.verdict == "a") == (lengths[0] > lengths[1])

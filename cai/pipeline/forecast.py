@@ -49,6 +49,15 @@ class _Foreseeing(Conductor):
         self.templates = Templates(shipped.find(config.templates or "prompts", near=self.near))
         self.store: Any = _Overlay(self.folder, Divided(config, self.near))
         self.siblings = Siblings(self.folder) if config.run.reuse else None
+        try:
+            return await self._foreseen()
+        finally:
+            self.store.close()
+            if self.siblings:
+                self.siblings.close()
+
+    async def _foreseen(self) -> dict[str, Any]:
+        config = self.config
         self.fleet = Fleet(config, self.folder, self.meter)
         self.manifest.save(prompts=self.store.divided.counts)
         policy = self._recorded(self.fleet.model(config.models.policy, "policy"))
@@ -86,6 +95,11 @@ class _Overlay:
         path = folder / "store.sqlite"
         self.divided = divided
         self._kept = schema.connect(path, readonly=True) if path.exists() else None
+
+    def close(self) -> None:
+        self.divided.close()
+        if self._kept:
+            self._kept.close()
 
     def replies(self, keys: Sequence[str]) -> dict[str, Kept]:
         return find_replies(self._kept, keys) if self._kept else {}

@@ -14,18 +14,20 @@ from cai.manifest import RunLock
 from cai.pipeline.meter import Meter
 from cai.pipeline.serving import Fleet
 from cai.records import Judgment
-from cai.stages.judge import read_verdict
-from cai.stages.judge.bench import ORDERED_MODES
+from cai.stages.judge import reread
 from cai.store.calls import Answer
 from cai.templates import Turn
 from cai.trail import RunView
+
+MODES = ("logprob", "cot", "score", "rubric")
+"""Modes in which the run's own judge decides, so that it can be asked again."""
 
 
 def reask(folder: str | Path, n: int) -> dict[str, Any]:
     """Ask `n` decisions again, drawn by hash, and return how many came out the same.
 
-    `n` asked, `agreed` with the same verdict, `largest` change of p_a, `differences`. Decisions that rest on reasoning
-    are asked for the verdict only, with the reasons as they were kept.
+    `n` asked, of `n_able` that could be, `agreed` with the same verdict, `largest` change of p_a, `differences`.
+    Decisions that rest on reasoning are asked for the verdict only, with the reasons as they were kept.
     """
     with RunView(folder) as run:
         return _locked(run, n)
@@ -35,24 +37,30 @@ def _locked(run: RunView, n: int) -> dict[str, Any]:
     lock = RunLock(run.folder)
     lock.acquire()
     try:
-        return local.run(_reask(run, _drawn(run, n)))
+        able = _able(run)
+        return local.run(_reask(run, able[:n])) | {"n_able": len(able)}
     finally:
         lock.release()
 
 
-def _drawn(run: RunView, n: int) -> list[Judgment]:
-    """Return judgments whose call offered letters, the first `n` in an order of chance that is always the same."""
+def _able(run: RunView) -> list[Judgment]:
+    """Return the judgments that rest on probabilities, in an order of chance that is always the same."""
     rows = run.connection.execute(
         "SELECT body FROM ledger JOIN calls ON calls.key = json_extract(body, '$.call_key') "
         "WHERE tag = 'judgment' AND calls.kind = 'score'"
     )
     found = sorted((Judgment.parse(body) for (body,) in rows), key=lambda j: canon.unit_interval("reask", j.id))
     current = run.manifest["models"]["judge"]
-    asked = {q.id for q in run.questions.values() if q.judge == current and q.mode in ORDERED_MODES}
+    weighed = {run.bench.question(p).id for p in run.constitution.principles}  # a rubric is read by its weights
+    own = [q for q in run.questions.values() if q.judge == current and q.mode in MODES]
+    asked = {q.id for q in own if q.mode != "rubric" or q.id in weighed}
     mine = [j for j in found if j.question_id in asked]
     if not mine:
-        raise UserError(f"{run.folder}: no decision was made by the present judge '{current}'; nothing to ask again")
-    return mine[:n]
+        raise UserError(
+            f"{run.folder}: no decision was made by the present judge '{current}' alone, in a mode of "
+            f"{', '.join(MODES)}; nothing to ask again"
+        )
+    return mine
 
 
 async def _reask(run: RunView, judgments: list[Judgment]) -> dict[str, Any]:
@@ -77,13 +85,21 @@ async def _reask(run: RunView, judgments: list[Judgment]) -> dict[str, Any]:
 
 async def _again(run: RunView, judge: Any, judgment: Judgment) -> tuple[Judgment, Judgment]:
     """Return (the judgment that was kept, the one that the judge gives now)."""
-    found = run.call(judgment.call_key or "")
-    assert found is not None
-    request, _ = found
-    turns = tuple(Turn(m["role"], m["content"]) for m in request["messages"])
-    reply = (await judge.score(ScoreGroup(turns[:-2], (turns[-2:],), tuple(request["options"]))))[0]
-    answer = Answer(judgment.call_key or "", reply, canon.id_of_bytes(canon.dumps(reply.content())))
+    keys = [part.call_key for part in judgment.parts if part.call_key] or [judgment.call_key or ""]
+    answers = dict(zip(keys, await asyncio.gather(*(_ask(run, judge, key) for key in keys)), strict=True))
     question = run.questions[judgment.question_id]
+    principle = run.constitution.by_id.get(question.principle_id)
     comparison = run.record(judgment.comparison_id)
-    clamp = run.config.judge.cot.clamp if question.mode == "cot" else None
-    return judgment, read_verdict(comparison, question, judgment.order, answer, run.config.judge, clamp=clamp)
+    return judgment, reread(judgment, comparison, question, run.config.judge, answers.__getitem__, principle)
+
+
+async def _ask(run: RunView, judge: Any, key: str) -> Answer:
+    """Return what the judge answers now where it gave probabilities, and what was kept where it wrote reasons."""
+    found = run.call(key)
+    assert found is not None
+    request, reply = found
+    if request["kind"] == "score":
+        turns = tuple(Turn(m["role"], m["content"]) for m in request["messages"])
+        group = ScoreGroup(turns[:-2], (turns[-2:],), tuple(request["options"]), request.get("mass", True))
+        reply = (await judge.score(group))[0]
+    return Answer(key, reply, canon.id_of_bytes(canon.dumps(reply.content())))

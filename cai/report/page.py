@@ -84,6 +84,7 @@ def environment(*folders: Path) -> Environment:
         "value": _value,
         "consistency": words.consistency_of,
         "redacted": redacted,
+        "in_json": _in_json,
     }
     made.globals |= {"curves": figures.curves, "bar": figures.bar, "figure": figures, "NONE": words.NONE}
     return made
@@ -92,6 +93,11 @@ def environment(*folders: Path) -> Environment:
 def _value(figure: float | None, unit: str) -> str:
     """Return a figure in its unit: a share as a percentage."""
     return words.percent(figure, 1) if unit == "share" else words.number(figure)
+
+
+def _in_json(value: Any) -> str:
+    """Return a value as JSON says it; a text as it is."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _change(estimate: dict[str, Any] | None, unit: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from cai import canon
@@ -158,7 +159,7 @@ def _rate(run: RunView, pairs: Sequence[Reviewed], draw: Draw | None) -> dict[st
     human, judge = [value[r.human or "tie"] for r in found], [value[r.judge or "tie"] for r in found]
     differ = sum(y != f for y, f in zip(human, judge, strict=True))
     why_not = estimate.why_not_powered(len(found), differ)
-    plain = estimate.share(round(sum(human)), len(human))
+    plain = estimate.mean_share(human)
     told = {"what": "people find the revision better", "people": _share(plain), "powered": None, "why_not": why_not}
     if why_not is None:
         rest = [value[label] for id_, label in judge_labels(run, "revision") if label is not None and id_ not in ours]
@@ -240,6 +241,25 @@ def _people(pairs: Sequence[Reviewed], seed: int) -> dict[str, Any] | None:
     for name, coefficient in coefficients.items():
         found = coefficient.estimate(ratings, clusters=clusters, labels=_LABELS, seed=seed)
         told[name] = found.as_dict() if found else None
+    told["pairs"] = [_two(shared, one, other, seed) for one, other in combinations(names, 2)]
+    told["pairs"] = [pair for pair in told["pairs"] if pair["n"]]
+    told["by_stratum"] = _alike_by_stratum(shared)
+    return told
+
+
+def _two(shared: Sequence[Reviewed], one: str, other: str, seed: int) -> dict[str, Any]:
+    """Return how far two reviewers agree on the items both voted on, and what either said where the other said what."""
+    both = [r for r in shared if one in r.said and other in r.said]
+    ratings, clusters = [(r.said[one], r.said[other]) for r in both], [r.prompt_id for r in both]
+    return {"reviewers": [one, other]} | agreement(ratings, clusters=clusters, labels=_LABELS, seed=seed)
+
+
+def _alike_by_stratum(shared: Sequence[Reviewed]) -> list[dict[str, Any]]:
+    """Return, per stratum, the share of shared items on which all who voted say the same."""
+    told = []
+    for name in dict.fromkeys(r.item.stratum for r in shared):
+        found = [len(set(r.said.values())) == 1 for r in shared if r.item.stratum == name]
+        told.append({"stratum": name, "n": len(found), "alike": _share(estimate.share(sum(found), len(found)))})
     return told
 
 

@@ -56,6 +56,14 @@ def share(hits: int, n: int) -> Share | None:
     return Share(hits / n, *interval, n, "Wilson")
 
 
+def mean_share(values: Sequence[float]) -> Share | None:
+    """Return the mean of values from 0 to 1 as a share; one half, for a tie, varies less than Wilson allows for."""
+    if all(v in (0.0, 1.0) for v in values):
+        return share(round(math.fsum(values)), len(values))
+    value = _mean(values)
+    return Share(value, *_wilson(value, len(values)), len(values), "Wilson")
+
+
 def exact(hits: int, n: int, *, level: float = LEVEL) -> tuple[float, float]:
     """Return the exact binomial interval of a share: it covers at least `level` whatever the share is."""
     tail = (1 - level) / 2
@@ -168,7 +176,7 @@ def _tuned(people: Sequence[float], judge: Sequence[float], judge_all: Sequence[
 def why_not_powered(n: int, n_disagreements: int) -> str | None:
     """Return why a prediction-powered interval is not to be trusted here; None where it is."""
     if n < PPI_LEAST_N:
-        return f"{n} human labels, and fewer than {PPI_LEAST_N} make its interval too short"
+        return f"{n} human {'label' if n == 1 else 'labels'}, and fewer than {PPI_LEAST_N} make its interval too short"
     if n_disagreements < PPI_LEAST_DISAGREEMENTS:
         return (
             f"judge and people differ on {n_disagreements} items, and fewer than {PPI_LEAST_DISAGREEMENTS} make its "

@@ -9,8 +9,11 @@ from cai.trail import RunView
 
 
 def check(run: RunView, gate: GateSection | None) -> None:
-    """Raise Stopped unless the judge's accuracy on the estimate queue is surely high enough, or nothing is asked."""
-    if gate is None:
+    """Raise Stopped unless the judge's accuracy on the estimate queue is surely high enough, or nothing is asked.
+
+    Where the judge has decided nothing yet, as before SFT on revisions alone, there is nothing to hold back.
+    """
+    if gate is None or run.connection.execute("SELECT 1 FROM ledger WHERE tag = 'judgment' LIMIT 1").fetchone() is None:
         return
     found = agreement.headline(run)
     told = "nobody has reviewed its estimate queue yet"

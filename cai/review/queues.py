@@ -103,7 +103,7 @@ def draw(
     free = [m for m in members if m.comparison_id not in taken.get("estimate", ())]
     if estimate > len(free):
         raise UserError(
-            f"--estimate {estimate}: only {len(free)} comparisons are left to draw from ({len(members)} were judged); "
+            f"estimate {estimate}: only {len(free)} comparisons are left to draw from ({len(members)} were judged); "
             "ask for fewer"
         )
     chosen = dice.sample(free, estimate)

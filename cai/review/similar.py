@@ -38,7 +38,8 @@ def similar(run: RunView, book: Book, *, threshold: float = THRESHOLD) -> list[S
         if end.comparison.id in known:
             continue
         ours = triples[end.comparison.id]
-        near = ((_overlap(ours, triples[id_]), id_) for id_ in overridden if id_ in triples)
+        alike = (id_ for id_ in overridden if not ours.keys().isdisjoint(triples.get(id_, ())))
+        near = ((_overlap(ours, triples[id_]), id_) for id_ in alike)
         overlap, like = max(near, default=(0.0, ""))
         held = book.override(like) if overlap >= threshold else None
         if held is not None:

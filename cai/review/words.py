@@ -78,6 +78,16 @@ def _people(people: dict[str, Any] | None) -> Iterator[str]:
         f"people among themselves, {people['n']} items: alike {_value(people['observed'])}{kappa}, "
         f"AC1 {_value(people['ac1'])}, alpha {_value(people['alpha'])}"
     )
+    for pair in people["pairs"]:
+        one, other = pair["reviewers"]
+        if len(people["pairs"]) > 1:
+            alike, kappa = _value(pair["accuracy"]), _value(pair["kappa"])
+            yield f"  {one} and {other}, {pair['n']} items: alike {alike}, kappa {kappa}"
+        for label, row in pair["confusion"].items():
+            if any(row.values()):
+                yield f"    {one} says {label}: " + ", ".join(f"{other} {said} {n}" for said, n in row.items())
+    for row in people["by_stratum"]:
+        yield f"  stratum {row['stratum']}, all alike: {_of(row['alike'])}"
 
 
 def _names(report: dict[str, Any]) -> str:

@@ -66,14 +66,17 @@ def open_door(
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made: socket.socket | None = None
     try:
         made = socket.socket(family, socket.SOCK_STREAM)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((host, port))
         made.listen(128)
-    except OSError as error:
-        made.close()
-        raise UserError(f"{host}:{port}: cannot listen ({error.strerror}); give another --port, or 0 for any") from None
+    except (OSError, OverflowError) as error:
+        if made is not None:
+            made.close()
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{host}:{port}: cannot listen ({why}); give another --host, or --port 0 for any") from None
     return made
 
 

@@ -69,6 +69,7 @@ def _share_row(row: Mapping[str, Any], y: float) -> dict[str, Any]:
         "low": _across(low),
         "high": _across(high),
         "label": f"{value:.0%}",
+        "share": {"value": value, "low": low, "high": high},
         "words": f"{who}: {value:.0%}, interval {low:.0%} to {high:.0%} of {row['n']:,}",
     }
 

@@ -285,7 +285,9 @@ class Site:
     def run(self, name: str) -> Run | None:
         """Return the run of this name, or None. A name is looked up, never made into a path."""
         known = self._runs.get(name)
-        return known or next((run for run in self.runs() if run.name == name), None)
+        if known is not None and (known.folder / "manifest.json").exists():
+            return known
+        return next((run for run in self.runs() if run.name == name), None)
 
     def compared(self, one: Run, other: Run) -> dict[str, Any] | None:
         """Return what `cai audit compare` tells of two runs; None before it is ready."""

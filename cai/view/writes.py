@@ -55,7 +55,8 @@ class RevealBody(_Body):
 class DrawBody(_Body):
     """How many comparisons to draw into each queue."""
 
-    estimate: int = Field(ge=0, le=100_000)
+    estimate: int | None = Field(default=None, ge=0, le=100_000)
+    """None draws as many as `cai review sample` does."""
     value: int = Field(ge=0, le=100_000)
     by_principle: bool = False
 

@@ -73,6 +73,8 @@ def read_jsonl(path: Path) -> Iterator[Cast | LeftOut]:
             row = None
         if isinstance(row, dict):
             yield from _vote(row, f"line {number}")
+        elif number == 1:
+            raise UserError(f"{path}:1: not a JSON object; give JSON lines, or say with --format what the file is")
         else:
             yield LeftOut(f"line {number}", "it is not a JSON object")
 

@@ -111,19 +111,6 @@ def read_letters(
     return Reading(p_a, None, answer.key, answer.reply_id, prior=prior)
 
 
-def read_verdict(
-    comparison: Comparison,
-    question: Question,
-    order: Order,
-    answer: Answer,
-    settings: JudgeSection,
-    *,
-    clamp: tuple[float, float] | None = None,
-) -> Judgment:
-    """Return the judgment that one scored reply amounts to."""
-    return read_letters(answer, order, settings, clamp=clamp).judgment(comparison, question, order, settings.tie_margin)
-
-
 def as_part(name: str, reading: Reading) -> Part:
     """Return a reading as a part of another."""
     return Part(

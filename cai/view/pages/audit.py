@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlencode
 
+from cai.audit.effects import FAMILY, OWN
 from cai.audit.summary import MOST_TOLD
 from cai.view.index import LOW_MARGIN
 from cai.view.page import Ask, run_path
@@ -16,7 +17,8 @@ _EFFECTS = {
     "first shown": "that is shown first",
     "longer": "that is longer",
     "with a list": "that has a list",
-    "written by the judge's own model": "of the judge's own model",
+    OWN: "of the judge's own model",
+    FAMILY: "of the judge's model family",
     "revision": "that is the revision",
 }
 """How the summary's effects read after ‘the judge picks the answer’."""
@@ -53,7 +55,18 @@ def _told(found: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return what the audit's summary adds: effects over all principles, position, cost, texts, flags, retries."""
     if found is None:
         return None
-    named = ("effects", "position", "flags", "cost", "texts", "retried", "low_margin")
+    named = (
+        "effects",
+        "position",
+        "flags",
+        "cost",
+        "texts",
+        "retried",
+        "low_margin",
+        "low_margin_decisions",
+        "critiques_contradicted",
+        "canaries",
+    )
     told = {name: found[name] for name in named} | {"most_told": MOST_TOLD}
     effects = [
         {"title": f"the answer {_EFFECTS.get(row['picks the answer'], row['picks the answer'])}", "phase": "", **row}

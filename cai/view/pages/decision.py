@@ -38,6 +38,7 @@ def collect(ask: Ask) -> dict[str, Any]:
         "question": question.model_dump(mode="json") if question else None,
         "ledger": {"seq": seq, "hash": hash_},
         "call": _call(view, judgment.call_key),
+        "parts": [part.model_dump(mode="json") | {"call": _call(view, part.call_key)} for part in judgment.parts],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from cai import checks
@@ -66,7 +67,7 @@ def collect(ask: Ask) -> dict[str, Any]:
             "messages": [m.model_dump() for m in prompt.messages],
         },
         "sides": [_side(view, prompt, name, arm) for name, arm in zip(names, arms, strict=True)],
-        "critique": _critique(view, arms[1]),
+        "critiques": list(_critiques(view, arms[1])),
         "ended": _ended(settled, end),
         "settled": _settled(settled, names),
         "rule": {"on_disagreement": rules.on_disagreement, "tie_margin": rules.tie_margin, "mode": rules.mode},
@@ -115,15 +116,13 @@ def _side(view: RunView, prompt: Prompt, name: str, answer: Response | Revision)
     }
 
 
-def _critique(view: RunView, arm: Response | Revision) -> dict[str, Any] | None:
-    """Return the critique a revision follows, with the line of the constitution that asked for it."""
-    if not isinstance(arm, Revision):
-        return None
-    critique = view.record(arm.critique_id)
+def _critiques(view: RunView, arm: Response | Revision) -> Iterator[dict[str, Any]]:
+    """Yield the critiques behind a revision, the last first, with the line of the constitution that asked for each."""
+    critique = view.record(arm.critique_id) if isinstance(arm, Revision) else None
     if not isinstance(critique, Critique):
-        return None
+        return
     known = critique.principle_id in view.constitution.by_id
-    return {
+    yield {
         "id": critique.id,
         "principle": critique.principle_id,
         "title": view.constitution[critique.principle_id].title if known else critique.principle_id,
@@ -132,6 +131,7 @@ def _critique(view: RunView, arm: Response | Revision) -> dict[str, Any] | None:
         "by": "code" if critique.call_key is None else "judge",
         "text": critique.text,
     }
+    yield from _critiques(view, view.record(critique.answer_id))
 
 
 def _line(view: RunView, principle_id: str, *part: str) -> str | None:

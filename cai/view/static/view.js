@@ -104,7 +104,8 @@ document.addEventListener("submit", async (event) => {
   const body = {};
   for (const field of form.elements) {
     if (!field.name || (field.type === "radio" && !field.checked)) continue;
-    body[field.name] = field.type === "checkbox" ? field.checked : field.type === "number" ? Number(field.value) : field.value;
+    body[field.name] = field.type === "checkbox" ? field.checked : field.value;
+    if (field.type === "number") body[field.name] = field.value === "" ? null : Number(field.value);
   }
   try {
     await write(form.dataset.write, body);
