@@ -179,7 +179,7 @@ class Conductor:
     def _look_for_room(self) -> None:
         """Tell at once where the disk will not do, and let the store tell how much is missing should it fill up."""
         counts = self.manifest["prompts"]
-        whole = space.needed(self.config, counts["train"], counts["held_out"], len(self.constitution.principles))
+        whole = space.needed(self.config, counts["train"], counts["held_out"], self.constitution.principles)
         self.store.expects = max(0, whole - self.store.path.stat().st_size)
         for warning in space.warnings(self.folder, self.store.expects):
             self.meter.note(warning)

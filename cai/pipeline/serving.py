@@ -15,7 +15,7 @@ from cai.config import EngineSection, ModelSection, RunConfig
 from cai.engine import server as servers
 from cai.engine.client import Client, served_name
 from cai.engine.command import loads_adapters
-from cai.engine.identity import model_identity
+from cai.engine.identity import cached_commit, model_identity
 from cai.engine.model import Generate, Likelihood, Model, Reply, ScoreGroup
 from cai.engine.transport import Endpoint
 from cai.errors import CaiError, UserError
@@ -204,6 +204,17 @@ def identity_of(section: ModelSection, engine: EngineSection) -> str:
     if section.checkpoint is None:
         return f"{section.served_name or 'served'}@{section.revision or 'unknown'} at {_hosts(section.base_url)}"
     return model_identity(resolve(section.checkpoint), section.revision)
+
+
+def is_here(section: ModelSection, engine: EngineSection | None) -> bool:
+    """Return whether the identity of a model can be told without a network; `engine` None is that of a reward model."""
+    if section.checkpoint is None or (engine and engine.kind == "scripted" and not section.base_url):
+        return True
+    try:
+        model = resolve(section.checkpoint)
+    except UserError:
+        return False
+    return Path(model).is_dir() or cached_commit(model, section.revision) is not None
 
 
 def load_tokens(section: ModelSection, engine: EngineSection, *, length: int | None = None) -> Any | None:
