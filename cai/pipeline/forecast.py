@@ -123,9 +123,11 @@ class _Overlay:
 class _StandIn:
     """A model that answers every request at once with something that no store holds."""
 
+    _numbers = itertools.count()
+    """Shared by all: no two of them write the same text."""
+
     def __init__(self, identity: str) -> None:
         self.identity = identity
-        self._numbers = itertools.count()
 
     async def generate(self, request: Generate) -> Reply:
         return Reply(text=f"(text {next(self._numbers)} that is not written yet)", finish_reason="stop")
