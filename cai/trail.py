@@ -77,6 +77,11 @@ class RunView:
         text = path.read_text(encoding="utf-8")
         return RunConfig.model_validate(json.loads(json.dumps(yaml.safe_load(text))))
 
+    @property
+    def config_here(self) -> RunConfig:
+        """The resolved configuration with the folder where the run lies now, from wherever it is asked for."""
+        return self.config.model_copy(update={"run": self.config.run.model_copy(update={"dir": str(self.folder)})})
+
     @cached_property
     def constitution(self) -> Constitution:
         """The constitution as the run used it."""

@@ -29,5 +29,7 @@ def handle(arguments: argparse.Namespace) -> int:
     say(f"{state['run']}: {state['state']}")
     rows = [[w["phase"], w["done"], w["failed"], w["due"]] for w in state["walks"]]
     say(table(rows, head=("phase", "done", "failed", "prompts")))
+    for failure in state["failures"]:
+        say(f"failed in {failure['phase']}: {failure['prompt_id']}: {failure['reason']}")
     say(f"calls kept: {state['calls']}, decisions in the ledger: {state['ledger']}")
     return 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from cai import canon
 from cai.errors import CaiError, UserError
 from cai.manifest import write_atomically
-from cai.model.fetch import cache_folder
+from cai.model.fetch import cache_folder, fetch_commit, resolve
 
 _COUNTS = (".safetensors", ".json", ".jinja", ".model")
 _READ_BYTES = 1 << 20
@@ -48,6 +48,13 @@ def commit_of(model: str, revision: str | None = None) -> str:
             f"give it ({type(error).__name__}); check the name, the network and HF_TOKEN"
         ) from error
     return Path(found).parent.name
+
+
+def weights_of(model: str, revision: str | None) -> str:
+    """Return what to train: a folder or hub id as it is, a hub id at a revision as the folder of that commit."""
+    found = resolve(model)
+    is_plain = revision is None or Path(found).is_dir()
+    return found if is_plain else str(fetch_commit(found, commit_of(found, revision)))
 
 
 def cached_commit(model: str, revision: str | None) -> str | None:

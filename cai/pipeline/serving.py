@@ -150,7 +150,8 @@ class Fleet:
             from cai.engine.local import LocalModel
 
             with self._meter.stage(f"load {name}", 1):
-                return LocalModel.load(resolve(str(section.checkpoint)), self._engine, identity=identity)
+                checkpoint, revision = resolve(str(section.checkpoint)), section.revision
+                return LocalModel.load(checkpoint, self._engine, identity=identity, revision=revision)
         with self._meter.stage(f"start server for {name}", 1):
             checkpoint = str(section.checkpoint)
             server = await servers.start(
@@ -159,6 +160,7 @@ class Fleet:
                 run_dir=self._folder,
                 name=name,
                 identity=identity,
+                revision=section.revision,
                 adapter_rank=self._adapter_rank(section),
             )
         self._servers[identity] = server
@@ -190,9 +192,9 @@ class Fleet:
         for endpoint in endpoints:
             await endpoint.open()
         self._endpoints[identity] = endpoints
-        name, length = await served_name(endpoints[0])
+        name, length = await served_name(endpoints, section.served_name)
         tokens = load_tokens(section, self._engine, length=length)
-        return Client(endpoints, self._engine, identity=identity, name=section.served_name or name, tokenizer=tokens)
+        return Client(endpoints, self._engine, identity=identity, name=name, tokenizer=tokens)
 
 
 def identity_of(section: ModelSection, engine: EngineSection) -> str:

@@ -219,7 +219,8 @@ def _ledger(run: RunView) -> dict[str, Any]:
 def _reproduce(run: RunView) -> dict[str, Any]:
     """Return the command that makes the run again from its own folder, and what it was resolved to."""
     folder = run.config.run.dir.rstrip("/")
-    same_texts = (f"constitution={folder}/constitution.yaml", f"templates={folder}/prompts")
+    same_texts = [f"constitution={folder}/constitution.yaml", f"templates={folder}/prompts"]
+    same_texts += [f"{key}={place}" for key, place in run.manifest.get("places", {}).items()]
     return {
         "command": shlex.join(["cai", "run", f"{folder}/config.yaml", f"run.dir={folder}-again", *same_texts]),
         "config": redacted((run.folder / "config.yaml").read_text(encoding="utf-8")),
