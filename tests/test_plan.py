@@ -82,7 +82,8 @@ def test_a_reward_model_is_asked_once_about_an_answer(rewarded: Path, folder: Pa
     done = runs.run_json(rewarded)
     assert least == most == done["calls"]["made"]
     assert said["phases"][0]["reward"] == [done["by_kind"]["made"]["reward"]] * 2
-    again = planned(rewarded, f"run.dir={folder / 'runs' / 'other'}")["kept"]
+    with runs.every_store_closed():
+        again = planned(rewarded, f"run.dir={folder / 'runs' / 'other'}")["kept"]
     assert sum(again["asked"].values()) == 0 and sum(again["reused"].values()) > 0
     other = (f"run.dir={folder / 'runs' / 'other'}", "run.seed=1")
     foreseen = planned(rewarded, *other)["kept"]["asked"]

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -225,14 +226,20 @@ def test_what_a_killed_session_spent_counts_against_the_budget(folder: Path) -> 
         process = subprocess.Popen(runs.command("run", path, "--quiet"))
         while _n_walked(folder / "runs" / "run") < 6:
             assert process.poll() is None
+        assert _status(folder)["at_work"]
         process.kill()
         process.wait()
+        assert not _status(folder)["at_work"]
         before = slow.stats()["bodies"]["distinct"]
         stopped = runs.cai("run", path, "budget.calls=20", "--quiet", check=3)
         assert "the budget of 20 calls is spent" in stopped.stderr
         assert slow.stats()["bodies"]["distinct"] == before
     sessions = RunView(folder / "runs" / "run").manifest["sessions"]
     assert len(sessions) == 2 and 20 < sessions[0]["made"] <= before and sessions[1]["made"] == 0
+
+
+def _status(folder: Path) -> dict[str, Any]:
+    return json.loads(runs.cai("status", folder / "runs" / "run", "--json").stdout)
 
 
 def _n_walked(run: Path) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ from cai.templates import FENCE_KEY, Templates
 def forecast(config: RunConfig, near: Path | None) -> dict[str, Any] | None:
     """Return how many requests are kept and how many will be asked, by kind; None where no run is kept to look in.
 
-    It ends with the first phase that trains: what the next policy will answer nobody knows. Nothing can be kept of a
-    model that was never here, and none is looked up for this.
+    It ends with the first phase that trains a policy: what the next one will answer nobody knows. Nothing can be kept
+    of a model that was never here, and none is looked up for this.
     """
     folder = Path(config.run.dir)
     stores = list(folder.resolve().parent.glob("*/store.sqlite")) if config.run.reuse else [folder / "store.sqlite"]
@@ -47,12 +48,21 @@ class _Foreseeing(Conductor):
     """Goes the way of a run without touching its folder."""
 
     async def foresee(self) -> dict[str, Any]:
+        """Return what `forecast` tells."""
+        with Divided(self.config, self.near) as divided, closing(_Overlay(self.folder, divided)) as store:
+            self.store: Any = store
+            self.siblings = Siblings(self.folder) if self.config.run.reuse else None
+            try:
+                return await self._foreseen()
+            finally:
+                if self.siblings:
+                    self.siblings.close()
+
+    async def _foreseen(self) -> dict[str, Any]:
         config = self.config
         self.manifest = _Unsaved(self.folder)
         self.constitution = constitution.load(shipped.find(config.constitution, near=self.near))
         self.templates = Templates(shipped.find(config.templates or "prompts", near=self.near))
-        self.store: Any = _Overlay(self.folder, Divided(config, self.near))
-        self.siblings = Siblings(self.folder) if config.run.reuse else None
         self.fleet = Fleet(config, self.folder, self.meter)
         self.manifest.save(prompts=self.store.divided.counts)
         policy = self._recorded(self.fleet.model(config.models.policy, "policy"))
@@ -62,7 +72,7 @@ class _Foreseeing(Conductor):
         for turn in turns:
             seen.append(turn.name)
             await self._walk(turn, policy, judge)
-            if turn.phase.train != "none":
+            if turn.phase.train not in ("none", "reward"):
                 break
         tally = self.meter.tally
         return {
@@ -92,6 +102,10 @@ class _Overlay:
         self.divided = divided
         self._kept = schema.connect(path, readonly=True) if path.exists() else None
         self._rewards: dict[str, Kept] = {}
+
+    def close(self) -> None:
+        if self._kept:
+            self._kept.close()
 
     def replies(self, keys: Sequence[str]) -> dict[str, Kept]:
         found = find_replies(self._kept, keys) if self._kept else {}
