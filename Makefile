@@ -11,7 +11,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-PYTHON ?= python3
+# Of the Pythons here the first that is new enough; python3, to be told what is wrong with it, where none is.
+PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13; do \
+  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && exit; done; echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL := smollm2-135m-instruct

@@ -46,6 +46,10 @@ class PromptSource(Section):
     """A JSONL file (may be .gz), or a folder saved by `datasets`."""
     dataset: str | None = None
     """A dataset's name on the Hugging Face hub."""
+    subset: str | None = None
+    """Which of a hub dataset's configurations; None takes its default."""
+    data_dir: str | None = None
+    """Which folder inside a hub dataset, such as `harmless-base` of Anthropic/hh-rlhf; None takes all."""
     format: Literal["jsonl", "dataset", "hh-rlhf"] = "jsonl"
     """`jsonl`: rows with `prompt` or `messages`; `dataset`: a Hugging Face dataset with those columns; `hh-rlhf`:
     rows whose `chosen` is a transcript with Human and Assistant turns."""
@@ -60,6 +64,8 @@ class PromptSource(Section):
     def _one_place(self) -> PromptSource:
         if (self.path is None) == (self.dataset is None):
             raise ValueError("a prompt source needs exactly one of 'path' and 'dataset'")
+        if self.path is not None and (self.subset or self.data_dir):
+            raise ValueError("'subset' and 'data_dir' are parts of a dataset on the hub; name it with 'dataset'")
         return self
 
 
@@ -697,6 +703,10 @@ class RunConfig(Section):
         names = [phase.name for phase in self.phases]
         if len(set(names)) != len(names):
             raise ValueError(f"phase names must differ, found {names}")
+        trained = next((phase for phase in self.phases if phase.train != "none"), None)
+        if trained and self.models.policy.checkpoint is None:
+            found = f"phase '{trained.name}' trains the policy, of which only a 'base_url' is known"
+            raise ValueError(f"{found}; name its weights in models.policy.checkpoint too")
         for phase in self.phases:
             if phase.train == "sft" and not phase.revisions:
                 raise ValueError(f"phase '{phase.name}' trains sft on revisions but makes none; set revisions: 1")

@@ -12,7 +12,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -123,6 +123,20 @@ class RunLock:
             self._file = None
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds the lock on this file, without touching the lock.
+
+    Where the system keeps no list of locks (/proc/locks), nothing is known and the answer is False.
+    """
+    try:
+        found = os.stat(path)
+        held = Path("/proc/locks").read_text(encoding="ascii")
+    except OSError:
+        return False
+    inode = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    return any(inode in line.split() and "->" not in line for line in held.splitlines())
+
+
 class Manifest:
     """`manifest.json` as a tree that is saved after every change."""
 
@@ -169,6 +183,13 @@ class Manifest:
             "tokens": sum(s.get("prompt_tokens", 0) + s.get("completion_tokens", 0) for s in sessions),
             "hours": sum(s.get("seconds", 0) for s in sessions) / 3600,
         }
+
+
+def models_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return the identity of every model by its role: `policy`, `judge`, and those that sit as `judge 1 (cot)`."""
+    models = dict(manifest.get("models") or {})
+    sit = models.pop("judges", ())
+    return models | {f"judge {place} ({mode})": identity for place, (mode, identity) in enumerate(sit, 1)}
 
 
 def settle_config(folder: Path, resolved: dict[str, Any], *, accept_changes: bool) -> list[str]:

@@ -1,25 +1,33 @@
 """What a run will ask for, before anything is asked: requests, tokens, disk and time, without a network.
 
-Which principles are drawn and compared is decided by hash, so the numbers are exact, except where an answer decides:
-a check that passes leaves nothing to revise or compare. Those are given as the least and the most.
+Which principles are drawn for revision is decided by hash, so the numbers are exact, except where an answer decides:
+a check that passes leaves nothing to revise or compare, reasons that are cut lead to no verdict, `judge.principles: 3`
+draws three by what is compared, and a pair that speaks to the judge is given no canary. Those are given as the least
+and the most. Answers that come out word for word the same are asked about once, which is not foreseen.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cai import constitution, shipped
+from cai import constitution, fewshot, shipped
 from cai.config import Phase, RunConfig
+from cai.constitution import Principle
 from cai.pipeline import judges
 from cai.pipeline.evaluation import asks_likelihood
 from cai.pipeline.forecast import forecast
 from cai.pipeline.ingest import Divided
+from cai.pipeline.listener import judge_request, n_check
 from cai.pipeline.space import BYTES_PER_CALL, BYTES_PER_TOKEN
-from cai.records import Comparison, Prompt
-from cai.stages.critique import draw
-from cai.stages.judge import OPTIONS, Bench, Seat
+from cai.records import Prompt
+from cai.stages.compare import pairs_of
+from cai.stages.critique import draw, request_turn
+from cai.stages.judge import OPTIONS, ORDERS, Bench
+from cai.stages.judge.counting import Question, calls_of, calls_of_content_free, canary_readers, content_free_of
+from cai.stages.judge.letters import CONTENT_FREE
 from cai.stages.respond import opening
 from cai.stages.walk import Walk
 from cai.templates import Fence, Templates, Turn
@@ -55,7 +63,8 @@ class PhasePlan:
     read_tokens: int = 0
 
 
-KINDS = ("respond", "critique", "revise", "judge", "likelihood")
+KINDS = ("respond", "critique", "revise", "judge", "prior", "canary", "reward", "likelihood")
+"""`prior` are questions on pairs without content (`judge.prior`), `reward` those to a reward model that judges."""
 
 
 class Planner:
@@ -71,14 +80,21 @@ class Planner:
             self.templates,
             config.judge,
             Fence(b"plan"),
-            "judge",
+            judges.JUDGE,
             config.run.seed,
-            seats=tuple(Seat(mode, "judge") for mode, _ in judges.seated(config)),
+            few_shot=fewshot.for_judge(config.judge.few_shot, near=near),
+            seats=judges.unasked(config),
         )
+        self._shots = fewshot.for_critic(config.critique.few_shot, near=near)
+        self._seats = self.bench.seated(None)
+        self._learnt: tuple[set[Question], set[Question]] = set(), set()
+        """What has surely, and may have been, asked on pairs without content: once in a run."""
+        self._readers: set[str] = set()
+        """Judges that may have been tried with canaries."""
 
     def phases(self) -> list[PhasePlan]:
         """Return the plan of every phase of every round, and of the evaluation."""
-        plans = []
+        plans = [self._check()] if self.config.judge.check.enforce else []
         for round_ in range(1, self.config.rounds + 1):
             for phase in self.config.phases:
                 name = phase.name if self.config.rounds == 1 else f"{phase.name}-{round_}"
@@ -91,22 +107,28 @@ class Planner:
         plan = PhasePlan(name)
         seed = Walk(phase, name, self.config, None, None, self.bench).seed  # type: ignore[arg-type]
         for prompt in self.divided.prompts("train") if phase.walks else ():
-            surely_revised, may_be_revised = self._chains(plan, phase, prompt, seed)
-            n_samples = phase.samples * (phase.samples - 1) // 2
-            exact = min(n_samples, phase.max_pairs) if "samples" in phase.pairs else 0
+            surely, maybe = self._chains(plan, phase, prompt, seed)
             if "revision" not in phase.pairs:
-                surely_revised = may_be_revised = 0
-            self._judge(plan, prompt, exact + surely_revised, exact + may_be_revised)
+                surely, maybe = set(), set()
+            drawn = pairs_of(prompt, range(phase.samples), max_pairs=phase.max_pairs, seed=seed)
+            pairs = drawn if "samples" in phase.pairs else []
+            compared = {sample for pair in pairs for sample in pair}
+            self._judge(
+                plan,
+                prompt,
+                Count(len(pairs) + len(surely), len(pairs) + len(maybe)),
+                Count(len(compared | surely) + len(surely), len(compared | maybe) + len(maybe)),
+            )
         return plan
 
-    def _chains(self, plan: PhasePlan, phase: Phase, prompt: Prompt, seed: int) -> tuple[int, int]:
-        """Count answers, critiques and revisions of one prompt; return how many samples will, and may, be revised."""
-        config, n_prompt, surely_revised, may_be_revised = self.config, _tokens(_text(prompt)), 0, 0
+    def _chains(self, plan: PhasePlan, phase: Phase, prompt: Prompt, seed: int) -> tuple[set[int], set[int]]:
+        """Count answers, critiques and revisions of one prompt; return which samples will, and may, be revised."""
+        config, n_prompt = self.config, _tokens(_text(prompt))
+        surely, maybe = set(), set()
         plan.kinds["respond"].add(phase.samples)
         plan.read_tokens += phase.samples * n_prompt
         plan.new_tokens += phase.samples * config.respond.max_tokens
         for sample in range(phase.samples):
-            surely = maybe = False
             for round_ in range(1, phase.revisions + 1):
                 principle = draw(self.bench.principles, prompt, sample_index=sample, round=round_, seed=seed)
                 if principle is None:
@@ -116,53 +138,94 @@ class Planner:
                 sure = asked or config.revise.when == "always"
                 plan.kinds["revise"].add(int(sure), 1)
                 plan.new_tokens += asked * config.critique.max_tokens + config.revise.max_tokens
-                surely, maybe = surely or sure, True
-            surely_revised += surely
-            may_be_revised += maybe
-        return surely_revised, may_be_revised
+                maybe.add(sample)
+                surely |= {sample} if sure else set()
+        return surely, maybe
 
-    def _judge(self, plan: PhasePlan, prompt: Prompt, least: int, most: int) -> None:
-        stand_in = Comparison(phase=plan.name, prompt_id=prompt.id, a_id="a", b_id="b", source="samples")
-        asked = [p for p in self.bench.chosen(stand_in, prompt.domain) if p.check is None]
-        n_read, n_written = (sum(n) for n in zip((0, 0), *(self.bench.n_calls(p) for p in asked), strict=True))
-        n_read += 2 * self.config.judge.canary
-        plan.kinds["judge"].add(least * (n_read + n_written), most * (n_read + n_written))
+    def _judge(self, plan: PhasePlan, prompt: Prompt, pairs: Count, answers: Count) -> None:
+        """Count what is asked about some comparisons of so many different answers to one prompt."""
+        settings, able = self.config.judge, self.bench.able(prompt.domain)
+        few, many = self._drawn(able)
+        least, most = (calls_of(principles, self._seats, settings) for principles in (few, many))
+        plan.kinds["judge"].add(pairs.least * least.least, pairs.most * most.most)
+        plan.kinds["reward"].add(answers.least * least.reward_models, answers.most * most.reward_models)
+        if pairs.most and most.most:
+            self._prior(plan, few if pairs.least and few == able else [], able)
+            self._canaries(plan, pairs.most)
         pair = _tokens(_text(prompt)) + 2 * self.config.respond.max_tokens + 120
-        plan.read_tokens += most * (2 * pair + (n_read + n_written) * 60)
-        plan.new_tokens += most * n_written * self.config.judge.cot.max_tokens
+        plan.read_tokens += pairs.most * (2 * pair + most.most * 60)
+        plan.new_tokens += pairs.most * most.written * settings.cot.max_tokens
+
+    def _drawn(self, able: Sequence[Principle]) -> tuple[Sequence[Principle], Sequence[Principle]]:
+        """Return the principles that cost least and most of those that one comparison may be judged by."""
+        wanted = self.config.judge.principles
+        if wanted == "all" or wanted >= len(able):
+            return able, able
+        by_cost = sorted(able, key=lambda p: calls_of([p], self._seats, self.config.judge).most)
+        return by_cost[:wanted], by_cost[-wanted:]
+
+    def _prior(self, plan: PhasePlan, sure: Sequence[Principle], able: Sequence[Principle]) -> None:
+        """Count the questions without content under these principles, where no phase before has asked them."""
+        for bound, principles in enumerate((sure, able)):
+            asked = content_free_of(principles, self._seats, self.config.judge) - self._learnt[bound]
+            self._learnt[bound].update(asked)
+            n = sum(calls_of_content_free(question)[bound] for question in asked)
+            plan.kinds["prior"].add(0 if bound else n, n if bound else 0)
+            if bound:
+                n_written = len(CONTENT_FREE) * sum(question.mode == "cot" for question in asked)
+                plan.new_tokens += n_written * self.config.judge.cot.max_tokens
+
+    def _canaries(self, plan: PhasePlan, n_pairs: int) -> None:
+        readers = canary_readers(self._seats, self.config.judge)
+        n_tried = len(readers - self._readers) * len(CONTENT_FREE) * len(OPTIONS)
+        self._readers |= readers
+        plan.kinds["canary"].add(0, n_tried + n_pairs * len(readers) * len(ORDERS))
 
     def _evaluation(self) -> PhasePlan:
+        """Count the held-out answers: the first policy's in any run that trains, and what follows on a second one."""
         plan, section = PhasePlan("evaluate"), self.config.evaluate
+        n_policies = 1 + any(p.train not in ("none", "reward") for p in self.config.phases)
+        n_samples = n_policies * section.samples
         for prompt in self.divided.prompts("held_out"):
-            plan.kinds["respond"].add(2 * section.samples)
-            plan.kinds["likelihood"].add(3 * asks_likelihood(prompt, section.likelihoods))
-            plan.new_tokens += 2 * section.samples * (section.max_tokens or self.config.respond.max_tokens)
-            if section.judge:
-                self._judge(plan, prompt, section.samples, section.samples)
+            plan.kinds["respond"].add(n_samples)
+            plan.new_tokens += n_samples * (section.max_tokens or self.config.respond.max_tokens)
+            if n_policies > 1:
+                plan.kinds["likelihood"].add(3 * asks_likelihood(prompt, section.likelihoods))
+                n_pairs = section.samples if section.judge else 0
+                self._judge(plan, prompt, Count(n_pairs, n_pairs), Count(2 * n_pairs, 2 * n_pairs))
+        return plan
+
+    def _check(self) -> PhasePlan:
+        plan = PhasePlan("judge check")
+        plan.kinds["judge"].add(n_check(self.bench))
         return plan
 
     def examples(self) -> list[dict[str, str]]:
-        """Return three prompts as they will be sent: to the policy, for a critique, and to the judge."""
+        """Return three prompts as they will be sent: to the policy, for a critique or a revision, and to the judge."""
         prompt = next(self.divided.prompts("train"))
-        shown = [("respond", opening(prompt, self.config.respond.system))]
-        principle = next((p for p in self.bench.principles if p.critique), None)
-        if principle is not None:
-            stand_in = Turn("assistant", "(the policy's answer)")
-            asked = self.templates["critique"].turns(request=principle.critique)
-            shown.append(("critique", (*opening(prompt, self.config.respond.system), stand_in, *asked)))
-        shown.append(("judge", self._judge_example(prompt)))
-        return [{"stage": stage, "text": "\n\n".join(f"[{t.role}]\n{t.text}" for t in turns)} for stage, turns in shown]
+        judged = (p for p in self.divided.prompts("train") if any(r.check is None for r in self.bench.able(p.domain)))
+        asked = judge_request(self.bench, next(judged, prompt))
+        shown = {
+            "respond": opening(prompt, self.config.respond.system),
+            **self._rewriting(prompt),
+            "judge": asked or (Turn("user", "(checks alone decide here; no judge is asked)"),),
+        }
+        return [{"stage": stage, "text": _as_sent(turns)} for stage, turns in shown.items()]
 
-    def _judge_example(self, prompt: Prompt) -> tuple[Turn, ...]:
-        principle = next((p for p in self.bench.principles if p.compare), None)
-        return self.templates["judgment"].turns(
-            fence=self.bench.fence.of([_text(prompt)]),
-            conversation=_text(prompt),
-            answer_a="(one answer)",
-            answer_b="(another answer)",
-            few_shot="",
-            principle=principle.compare if principle else "(this constitution is decided by checks alone)",
-        )
+    def _rewriting(self, prompt: Prompt) -> dict[str, tuple[Turn, ...]]:
+        """Return the first request under a principle that answers are revised by, one without a check if any is."""
+        able = [p for p in self.bench.principles if p.revision]
+        principle = next((p for p in able if p.check is None), next(iter(able), None))
+        if principle is None:
+            return {}
+        answer = Turn("assistant", "(the policy's answer)")
+        conversation = (*opening(prompt, self.config.respond.system, self._shots), answer)
+        critique = (*conversation, request_turn(principle, self.templates["critique"]))
+        if principle.check is None:
+            return {"critique": critique}
+        question = prompt.messages[-1].content
+        asked = self.templates["revision"].turns(request=principle.revision, question=question)
+        return {"revise": (*critique, Turn("assistant", "(what the check found)"), *asked)}
 
 
 def plan(config: RunConfig, near: Path | None, *, device: str = "cpu") -> dict[str, Any]:
@@ -189,6 +252,10 @@ def _planned(planner: Planner, near: Path | None, device: str) -> dict[str, Any]
         "options": list(OPTIONS),
         "examples": planner.examples(),
     }
+
+
+def _as_sent(turns: Sequence[Turn]) -> str:
+    return "\n\n".join(f"[{turn.role}]\n{turn.text}" for turn in turns)
 
 
 def _text(prompt: Prompt) -> str:

@@ -190,7 +190,8 @@ def _loaded(source: PromptSource, place: Path | None) -> Any:
 
     name = str(place or source.dataset)
     try:
-        return load_dataset(name, split=source.split, streaming=source.limit is not None)
+        part = {"name": source.subset, "data_dir": source.data_dir}
+        return load_dataset(name, split=source.split, streaming=source.limit is not None, **part)
     except (DatasetsError, OSError, ValueError) as error:
         raise UserError(f"{name}[{source.split}]: cannot be loaded ({error}); check name, split and network") from error
 

@@ -84,6 +84,11 @@ class RunView:
             path = self.folder / "config.yaml"
             raise UserError(f"{path}: is no config of a run ({found}); restore it from a copy") from error
 
+    @property
+    def config_here(self) -> RunConfig:
+        """The resolved configuration with the folder where the run lies now, from wherever it is asked for."""
+        return self.config.model_copy(update={"run": self.config.run.model_copy(update={"dir": str(self.folder)})})
+
     @cached_property
     def constitution(self) -> Constitution:
         """The constitution as the run used it."""

@@ -135,3 +135,23 @@ def test_shell_lines_of_the_readme_are_commands_that_exist() -> None:
     for line in lines:
         words = line.split("#")[0].split()
         whole.parse_args(words[1:])
+
+
+def test_every_command_speaks_json_but_those_that_print_a_file() -> None:
+    leaves = [p for p in parsers(_parser()) if not any(isinstance(a, argparse._SubParsersAction) for a in p._actions)]
+    without = {p.prog for p in leaves if "--json" not in p._option_string_actions}
+    assert without == {"cai constitution schema", "cai constitution export"}
+
+
+def test_the_plan_ends_with_its_counts_and_begins_with_the_resolved_config(tmp_path: Path) -> None:
+    runs.write_inputs(tmp_path)
+    path = runs.write_config(tmp_path, runs.config(tmp_path))
+    said = runs.cai("plan", path, "run.seed=7").stdout
+    order = ["--- resolved config ---", "seed: 7", "--- respond ---", "--- judge ---", "requests in all: ", "disk at"]
+    assert [said.index(words) for words in order] == sorted(said.index(words) for words in order)
+    short = runs.cai("plan", path, "--short", "run.seed=7").stdout
+    assert short and said.endswith(short) and "resolved config" not in short
+
+
+def test_exit_codes_stand_in_the_help() -> None:
+    assert "exit codes: 0 done" in _parser().format_help()

@@ -107,8 +107,9 @@ def test_the_reckoning_is_no_less_than_what_a_run_keeps(tmp_path: Path) -> None:
     said = runs.run_json(runs.write_config(tmp_path, runs.config(tmp_path)))
     from cai.trail import RunView
 
-    config = RunView(said["run"]).config
-    assert space.needed(config, 10, 0, 3) >= (Path(said["run"]) / "store.sqlite").stat().st_size
+    run = RunView(said["run"])
+    needed = space.needed(run.config, 10, 0, run.constitution.principles)
+    assert needed >= (run.folder / "store.sqlite").stat().st_size
 
 
 def test_a_file_system_is_that_of_the_innermost_mount(tmp_path: Path) -> None:

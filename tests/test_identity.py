@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cai.engine import identity
-from cai.engine.identity import commit_of, model_identity
+from cai.engine.identity import commit_of, model_identity, weights_of
 from cai.errors import UserError
 
 BIG = b"w" * (1 << 20)
@@ -86,6 +86,17 @@ def test_a_hub_id_is_pinned_by_the_commit_that_is_here(tmp_path: Path, monkeypat
     assert model_identity("some/model") == f"some/model@{COMMIT}"
     assert model_identity("some/model", "v2") == f"some/model@{OTHER}"
     assert commit_of("some/model", OTHER) == OTHER
+
+
+def test_what_is_trained_is_the_revision_that_answered(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_cache(tmp_path / "hub", main=COMMIT, v2=OTHER)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert Path(weights_of("some/model", "v2")).name == OTHER
+    assert weights_of("some/model", None) == "some/model"
+    assert weights_of(str(folder), "v2") == str(folder)
 
 
 def test_a_hub_id_that_nobody_knows_is_refused_before_anything_is_asked(

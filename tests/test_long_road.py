@@ -125,6 +125,13 @@ def test_the_report_stands_alone(said: dict) -> None:
     assert "quick" in page or "small" in page
 
 
+def test_the_status_tells_of_both_trainings(said: dict) -> None:
+    state = json.loads(runs.cai("status", said["run"], "--json").stdout)
+    told = [{"phase": phase, "step": 3, "steps": 3, "ended": True} for phase in ("rl", "sl")]
+    assert (state["state"], state["at_work"], state["trainings"]) == ("done", False, told)
+    assert "rl: trained, step 3 of 3" in runs.cai("status", said["run"]).stdout
+
+
 def test_running_again_asks_and_trains_nothing(said: dict) -> None:
     again = runs.run_json(Path(said["config"]))
     assert again["calls"] == {"made": 0, "reused": 0} and again["accounting"] == said["accounting"]

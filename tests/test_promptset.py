@@ -6,10 +6,12 @@ import gzip
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from cai import promptset
 from cai.config import PromptSource
@@ -307,6 +309,24 @@ def test_a_folder_of_data_files_is_a_dataset(tmp_path: Path, monkeypatch: pytest
         load(folder, format="dataset")
     with pytest.raises(UserError, match="check name, split and network"):
         load(folder, format="hh-rlhf", split="nowhere")
+
+
+def test_a_part_of_a_hub_dataset_is_asked_for_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import Dataset
+
+    asked: list[Any] = []
+
+    def load_dataset(*words: Any, **named: Any) -> Dataset:
+        asked.append((words, named))
+        return Dataset.from_list([{"chosen": said("What is a fen?", "A wetland."), "rejected": ""}])
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    source = PromptSource(dataset="some/set", format="hh-rlhf", subset="v2", data_dir="harmless-base", split="test")
+    assert promptset.load([source]).prompts[0].messages[0].content == "What is a fen?"
+    part = {"split": "test", "streaming": False, "name": "v2", "data_dir": "harmless-base"}
+    assert asked == [(("some/set",), part)]
+    with pytest.raises(ValidationError, match="name it with 'dataset'"):
+        PromptSource(path="x", data_dir="harmless-base")
 
 
 def test_malformed_rows_of_a_dataset_are_told_by_number(tmp_path: Path) -> None:

@@ -108,3 +108,21 @@ def test_an_adapter_that_is_refused_says_what_to_do(tmp_path: Path) -> None:
             await models.release_all()
 
     asyncio.run(main())
+
+
+def test_a_model_is_served_at_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    async def start(*_: object, revision: str | None = None, **__: object) -> None:
+        asked.append(revision)
+        raise EngineError("asked enough")
+
+    monkeypatch.setattr("cai.engine.server.start", start)
+
+    async def main() -> None:
+        section = ModelSection(checkpoint="base", revision="v2")
+        with pytest.raises(EngineError, match="enough"):
+            await fleet(tmp_path).model(section, "policy").generate(request(0))
+
+    asyncio.run(main())
+    assert asked == ["v2"]

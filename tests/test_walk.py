@@ -7,11 +7,14 @@ import signal
 import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cai.engine.scripted import ScriptedProcess
+from cai.errors import CaiError
 from cai.store import ledger, schema
 from cai.trail import RunView
 from tests import runs
@@ -215,3 +218,33 @@ def test_the_ledger_of_a_resumed_run_still_verifies(folder: Path) -> None:
     runs.cai("run", path, "budget.calls=60", "--quiet", check=3)
     said = runs.run_json(path)
     assert list(ledger.verify(schema.connect(Path(said["run"]) / "store.sqlite", readonly=True))) == []
+
+
+def test_what_a_killed_session_spent_counts_against_the_budget(folder: Path) -> None:
+    with ScriptedProcess(judge="coherent", count_keys=True, latency_ms=20) as slow:
+        path = runs.write_config(folder, runs.config(folder, url=slow.url, engine__prompts_in_flight=2))
+        process = subprocess.Popen(runs.command("run", path, "--quiet"))
+        while _n_walked(folder / "runs" / "run") < 6:
+            assert process.poll() is None
+        assert _status(folder)["at_work"]
+        process.kill()
+        process.wait()
+        assert not _status(folder)["at_work"]
+        before = slow.stats()["bodies"]["distinct"]
+        stopped = runs.cai("run", path, "budget.calls=20", "--quiet", check=3)
+        assert "the budget of 20 calls is spent" in stopped.stderr
+        assert slow.stats()["bodies"]["distinct"] == before
+    sessions = RunView(folder / "runs" / "run").manifest["sessions"]
+    assert len(sessions) == 2 and 20 < sessions[0]["made"] <= before and sessions[1]["made"] == 0
+
+
+def _status(folder: Path) -> dict[str, Any]:
+    return json.loads(runs.cai("status", folder / "runs" / "run", "--json").stdout)
+
+
+def _n_walked(run: Path) -> int:
+    try:
+        with closing(schema.connect(run / "store.sqlite", readonly=True)) as connection:
+            return int(connection.execute("SELECT count(*) FROM walks").fetchone()[0])
+    except (CaiError, sqlite3.OperationalError):
+        return 0

@@ -94,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cai",
         description="Constitutional AI from one YAML file: generate, judge, audit, train.",
-        epilog="Start with: cai init my-project && cd my-project && cai run config.yaml",
+        epilog="start with:\n  cai init my-project\n\n"
+        "exit codes: 0 done, 1 failed, 2 your input, 3 finished with failures or stopped at a limit, 130 interrupted",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"cai {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from cai.cli import add_command
+from cai.cli import add_command, add_json
 
 
 def add(commands: Any) -> None:
@@ -14,6 +14,7 @@ def add(commands: Any) -> None:
         commands, "init", "make a folder with a constitution, prompts and a config", "cai init my-project"
     )
     parser.add_argument("folder", help="the folder to make")
+    add_json(parser)
     parser.set_defaults(handle=handle)
 
 
@@ -23,7 +24,7 @@ def handle(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from cai import shipped
-    from cai.cli.terminal import say
+    from cai.cli.terminal import tell
     from cai.errors import UserError
     from cai.templates import NAMES
 
@@ -43,7 +44,8 @@ def handle(arguments: argparse.Namespace) -> int:
     for source, target in copies.items():
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / source, folder / target)
-        say(f"made {folder / target}")
-    say(f"\nnext: cd {folder} && cai plan config.yaml && cai run config.yaml")
-    say("without a model, in seconds: cai run scripted.yaml")
+    made = [str(folder / target) for target in copies.values()]
+    config = "cai model fetch smollm2-135m-instruct && cai run config.yaml"
+    lines = (*(f"made {path}" for path in made), f"\nnext: cd {folder} && cai plan config.yaml --short && {config}")
+    tell(arguments.json, {"made": made}, (*lines, "without a model, in seconds: cai run scripted.yaml"))
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from cai.cli import add_command
+from cai.cli import add_command, add_json
 
 
 def add(commands: Any) -> None:
@@ -17,13 +17,20 @@ def add(commands: Any) -> None:
     )
     fetch.add_argument("name", help="the model's name")
     fetch.add_argument("--verify", action="store_true", help="hash every file of a model that is there already")
+    add_json(fetch)
     fetch.set_defaults(handle=handle)
 
 
 def handle(arguments: argparse.Namespace) -> int:
     """Fetch and say where it is."""
-    from cai.cli.terminal import say
+    import sys
+
+    from cai.cli.terminal import clean, tell
     from cai.model.fetch import fetch
 
-    say(str(fetch(arguments.name, verify=arguments.verify)))
+    def say(line: str) -> None:
+        print(clean(line), file=sys.stderr, flush=True)
+
+    folder = str(fetch(arguments.name, verify=arguments.verify, say=say))
+    tell(arguments.json, {"model": arguments.name, "folder": folder}, (folder,))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
 from cai.cli import add_command, add_json
@@ -15,41 +16,53 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("config", help="the run's YAML file")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="override a key of the config")
-    parser.add_argument("--resolved", action="store_true", help="also print the resolved config")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what the time estimate is for")
+    parser.add_argument("--short", action="store_true", help="leave out the resolved config and the rendered prompts")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="what the time estimate is for; without it what this machine has"
+    )
     add_json(parser)
     parser.set_defaults(handle=handle)
 
 
 def handle(arguments: argparse.Namespace) -> int:
-    """Count and show."""
+    """Count and show, what there is most of first."""
+    import shutil
+
     from cai.cli.load import load_config
-    from cai.cli.terminal import say, say_json, table
-    from cai.plan import KINDS, plan
+    from cai.cli.terminal import tell
+    from cai.plan import plan
 
     config, near = load_config(arguments.config, arguments.overrides)
-    made = plan(config, near, device=arguments.device)
-    if arguments.json:
-        say_json(made)
-        return 0
-    if arguments.resolved:
-        import yaml
-
-        say(yaml.safe_dump(made["config"], sort_keys=False, allow_unicode=True))
-    say(table([[k, v] for k, v in made["prompts"].items()], head=("prompts", "")))
-    say()
-    say(table([[p["name"], *(_range(p[k]) for k in KINDS)] for p in made["phases"]], head=("requests", *KINDS)))
-    say(f"\nrequests in all: {_range(made['requests'])}")
-    if kept := made["kept"]:
-        say(_kept(kept))
-    tokens = made["tokens_at_most"]
-    say(f"tokens at most: {tokens['generated']:,} generated, about {tokens['read']:,} read (estimate)")
-    say(f"disk at most: {made['disk_mb_at_most']} MB for the store (estimate)")
-    guess = made["generation_minutes_at_most"]
-    say(f"generation at most: {guess['minutes']} minutes on {guess['device']} (estimate; training comes on top)")
-    for example in made["examples"]:
-        say(f"\n--- {example['stage']} ---\n{example['text']}")
+    device = arguments.device or ("cuda" if shutil.which("nvidia-smi") else "cpu")
+    made = plan(config, near, device=device)
+    tell(arguments.json, made, (*(() if arguments.short else _texts(made)), *_counts(made)))
     return 0
+
+
+def _texts(made: dict[str, Any]) -> Iterator[str]:
+    """Yield the resolved config and the rendered prompts."""
+    import yaml
+
+    yield "--- resolved config ---\n" + yaml.safe_dump(made["config"], sort_keys=False, allow_unicode=True)
+    for example in made["examples"]:
+        yield f"--- {example['stage']} ---\n{example['text']}\n"
+
+
+def _counts(made: dict[str, Any]) -> Iterator[str]:
+    from cai.cli.terminal import table
+    from cai.plan import KINDS
+
+    yield table([[k, v] for k, v in made["prompts"].items()], head=("prompts", ""))
+    kinds = [k for k in KINDS if any(p[k][1] for p in made["phases"])]
+    rows = [[p["name"], *(_range(p[k]) for k in kinds)] for p in made["phases"]]
+    yield "\n" + table(rows, head=("requests", *kinds))
+    yield f"\nrequests in all: {_range(made['requests'])}"
+    if kept := made["kept"]:
+        yield _kept(kept)
+    tokens, guess = made["tokens_at_most"], made["generation_minutes_at_most"]
+    yield f"tokens at most: {tokens['generated']:,} generated, about {tokens['read']:,} read (estimate)"
+    yield f"disk at most: {made['disk_mb_at_most']} MB for the store (estimate)"
+    yield f"generation at most: {guess['minutes']} minutes on {guess['device']} (estimate; training comes on top)"
 
 
 def _kept(kept: dict[str, Any]) -> str:

@@ -126,7 +126,7 @@ def show(result: Any, meter: Any, report: str, *, as_json: bool) -> None:
         say(f"    filtered: {reason} {n}")
     say()
     say(f"calls: {result.calls['made']} made, {result.calls['reused']} reused{_by_kind(result.by_kind)}")
-    for note in meter.notes:
+    for note in meter.notes[meter.n_told :]:
         say(f"note: {note}")
     for line in _headline(result.run):
         say(line)

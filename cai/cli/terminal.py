@@ -86,23 +86,26 @@ class Progress:
         if self._thread:
             self._thread.join()
             self._line("")
-            self._tell_ended()
+            self._tell_news()
 
     def _show(self) -> None:
         waited = _LOG_EVERY_S
         step = 0.2 if self._tty else 1.0
         while not self._stop.wait(step):
-            self._tell_ended()
+            self._tell_news()
             active = self._meter.active
             if self._tty:
                 self._line(_bar(active, self._meter) if active else "")
             elif (waited := waited + step) >= _LOG_EVERY_S and active:
                 waited = 0.0
-                for stage in active:
-                    print(_words(stage, self._meter), file=sys.stderr, flush=True)
+                print(_line_of(active, self._meter), file=sys.stderr, flush=True)
 
-    def _tell_ended(self) -> None:
-        """Print one line for every stage that has ended since the last look."""
+    def _tell_news(self) -> None:
+        """Print a line for every note, and for every stage that has ended, since the last look."""
+        for note in self._meter.notes[self._meter.n_told :]:
+            self._meter.n_told += 1
+            self._line("")
+            print(f"note: {clean(note)}", file=sys.stderr, flush=True)
         for stage in self._meter.stages:
             if stage.ended is not None and id(stage) not in self._told:
                 self._told.add(id(stage))
@@ -123,11 +126,16 @@ def _bar(active: list[Stage], meter: Meter) -> str:
     if not stage.total:
         return f"{stage.name}  {stage.seconds:.0f} s  {stage.note}{beside}"
     filled = int(24 * stage.done / stage.total)
-    return f"{stage.name} [{'#' * filled}{'.' * (24 - filled)}] {_words(stage, meter, named=False)}{beside}"
+    return f"{stage.name} [{'#' * filled}{'.' * (24 - filled)}] {_words(stage)} {_calls(meter)}{beside}"
 
 
-def _words(stage: Stage, meter: Meter, *, named: bool = True) -> str:
-    parts = [clean(stage.name)] if named else []
+def _line_of(active: list[Stage], meter: Meter) -> str:
+    """Return the stages at work as one line of a log."""
+    return " | ".join(f"{clean(stage.name)} {_words(stage)}" for stage in active) + f" | {_calls(meter)}"
+
+
+def _words(stage: Stage) -> str:
+    parts = []
     if stage.total:
         parts.append(f"{stage.done}/{stage.total}")
     if stage.done and stage.seconds > 0:
@@ -138,5 +146,8 @@ def _words(stage: Stage, meter: Meter, *, named: bool = True) -> str:
         parts.append(f"{stage.failed} failed")
     if stage.note:
         parts.append(clean(stage.note))
-    parts.append(f"calls {meter.tally.made}+{meter.tally.reused} reused")
-    return " ".join(parts)
+    return " ".join(parts) or f"{stage.seconds:.0f} s"
+
+
+def _calls(meter: Meter) -> str:
+    return f"calls {meter.tally.made}+{meter.tally.reused} reused"

@@ -23,28 +23,51 @@ def add(commands: Any) -> None:
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="override a key of the training file")
     parser.add_argument("--phase", help="train this phase even if its rows have not changed")
     parser.add_argument("--show", type=int, metavar="N", help="show N rows as the model reads them, and train nothing")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
     add_json(parser)
     parser.set_defaults(handle=handle)
 
 
 def handle(arguments: argparse.Namespace) -> int:
     """Set stale checkpoints aside, then go on with the run, which trains what is missing; or train the file."""
-    from cai.cli.terminal import say, say_json
     from cai.errors import UserError
 
     if arguments.run.endswith((".yaml", ".yml")):
         return _file(arguments)
     if arguments.overrides:
         raise UserError(f"'{arguments.overrides[0]}': overrides are for training files; a run keeps its own config")
-    from cai.pipeline.retrain import retrain, show
-
     if arguments.show:
+        from cai.pipeline.retrain import show
+
         return _show(show(arguments.run, arguments.phase, arguments.show), arguments.json)
-    result = retrain(arguments.run, arguments.phase)
-    if arguments.json:
-        say_json(result.as_dict())
-    else:
-        say(f"trained anew: {', '.join(result.retrained) or 'nothing, every checkpoint is up to date'}")
+    return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Train a run's checkpoints, and write its report anew."""
+    import asyncio
+    import shlex
+
+    from cai.cli.run import interruptible
+    from cai.cli.terminal import Progress, tell
+    from cai.executors import local
+    from cai.pipeline.meter import Meter
+    from cai.pipeline.retrain import retrain
+    from cai.report import kept_report, write_report
+
+    meter = Meter()
+    conductor, anew = retrain(arguments.run, arguments.phase, meter)
+    with Progress(meter, quiet=arguments.quiet):
+        try:
+            result = local.run(interruptible(conductor.run()))
+        except asyncio.CancelledError:
+            print(f"cai: interrupted; to go on: {shlex.join(['cai', 'train', arguments.run])}", file=sys.stderr)
+            return 130
+        with meter.stage("report", 1):
+            report = str(kept_report(arguments.run) or write_report(arguments.run))
+    told = result.as_dict() | {"retrained": anew, "report": report}
+    names = ", ".join(anew) or "nothing, every checkpoint is up to date"
+    tell(arguments.json, told, (f"trained anew: {names}", f"report: {report}"))
     return int(result.exit_code)
 
 

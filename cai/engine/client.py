@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import orjson
 
@@ -20,11 +20,12 @@ from cai.config import EngineSection
 from cai.engine import scoring
 from cai.engine.model import Generate, Likelihood, Reply, Sampling, ScoreGroup
 from cai.engine.tokens import Split
-from cai.engine.transport import Endpoint
-from cai.errors import EngineError, RejectedError
+from cai.engine.transport import Elsewhere, Endpoint
+from cai.errors import EngineError, RejectedError, UserError
 from cai.templates import Turn
 
 _CHAT_TOP = 20
+Answered = TypeVar("Answered")
 _SHARES, _COMPLETIONS = "/generative_scoring", "/v1/completions"
 
 
@@ -64,6 +65,8 @@ class Client:
         self.identity = identity
         self.name = name
         self._endpoints = list(endpoints)
+        for endpoint in self._endpoints:
+            endpoint.elsewhere = lambda own=endpoint: any(e.is_up for e in self._endpoints if e is not own)
         self._settings = settings
         self._tokens = tokenizer
         self._by_ids = tokenizer is not None and settings.fast_paths
@@ -71,7 +74,19 @@ class Client:
 
     async def generate(self, request: Generate) -> Reply:
         """Return one continuation. Raises RejectedError where the prompt leaves no room in the context."""
-        endpoint = self._pick(request.turns)
+        return await self._of_any(request.turns, lambda endpoint: self._generate(request, endpoint))
+
+    async def score(self, group: ScoreGroup) -> list[Reply]:
+        """Return one reply per tail. A tail that does not fit the context is invalid (`too_long`), not an error."""
+        return await self._of_any(group.head, lambda endpoint: self._score(group, endpoint))
+
+    async def likelihood(self, request: Likelihood) -> Reply:
+        """Return the log-likelihood of an answer; a reply with `error` where only chat completions can be asked."""
+        if self._tokens is None:
+            return Reply(error="no_tokenizer")
+        return await self._of_any(request.turns, lambda endpoint: self._likelihood(request, endpoint))
+
+    async def _generate(self, request: Generate, endpoint: Endpoint) -> Reply:
         if self._tokens is None:
             path, payload = "/v1/chat/completions", {"messages": _messages(request.turns)}
         else:
@@ -88,9 +103,7 @@ class Client:
             raise RejectedError(f"{endpoint.url}{path}: answered without text ({reply.error})")
         return self._signed(reply, path, endpoint, attempts, seconds, scoring.usage(answer))
 
-    async def score(self, group: ScoreGroup) -> list[Reply]:
-        """Return one reply per tail. A tail that does not fit the context is invalid (`too_long`), not an error."""
-        endpoint = self._pick(group.head)
+    async def _score(self, group: ScoreGroup, endpoint: Endpoint) -> list[Reply]:
         if self._by_ids:
             return await self._score_by_ids(group, endpoint)
         # The first one leads: when it is answered its beginning is cached, and the others follow.
@@ -98,11 +111,8 @@ class Client:
         first = await self._score_by_chat(group, leader, endpoint)
         return [first, *await asyncio.gather(*(self._score_by_chat(group, i, endpoint) for i in others))]
 
-    async def likelihood(self, request: Likelihood) -> Reply:
-        """Return the log-likelihood of an answer; a reply with `error` where only chat completions can be asked."""
-        if self._tokens is None:
-            return Reply(error="no_tokenizer")
-        endpoint = self._pick(request.turns)
+    async def _likelihood(self, request: Likelihood, endpoint: Endpoint) -> Reply:
+        assert self._tokens is not None
         prompt = self._tokens.prompt_ids(request.turns, open_final=False)
         answer_ids = self._tokens.answer_ids(request.answer)
         self._fits(len(prompt) + len(answer_ids), 1)
@@ -233,12 +243,21 @@ class Client:
 
     # -- which server, and does it fit -------------------------------------------------------------------------------
 
+    async def _of_any(self, turns: Sequence[Turn], ask: Callable[[Endpoint], Awaitable[Answered]]) -> Answered:
+        """Return what a replica answers; where one is away, another is asked."""
+        while True:
+            try:
+                return await ask(self._pick(turns))
+            except Elsewhere:
+                continue
+
     def _pick(self, turns: Sequence[Turn]) -> Endpoint:
         """Return the replica that has seen this conversation's beginning, unless it is full and another is not."""
         if len(self._endpoints) == 1:
             return self._endpoints[0]
         start = next((t for t in turns if t.role != "system"), turns[0]).text_id
-        ranked = sorted(self._endpoints, key=lambda e: hashlib.blake2b(f"{start}{e.url}".encode()).digest())
+        up = [endpoint for endpoint in self._endpoints if endpoint.is_up] or self._endpoints
+        ranked = sorted(up, key=lambda e: hashlib.blake2b(f"{start}{e.url}".encode()).digest())
         free = [e for e in ranked if e.level.in_flight < int(e.level.limit)]
         return free[0] if free else min(ranked, key=lambda e: e.level.in_flight / e.level.limit)
 
@@ -263,14 +282,29 @@ class Client:
         return reply
 
 
-async def served_name(endpoint: Endpoint) -> tuple[str, int | None]:
-    """Return the first model a server lists and its context length. Raises EngineError where it lists none."""
+async def served_name(endpoints: Sequence[Endpoint], wanted: str | None = None) -> tuple[str, int | None]:
+    """Return the model to ask for, the one `wanted` or the first that all list, and the least context length.
+
+    A replica that is away may come later. Raises EngineError where none lists a model, UserError where they list
+    different ones.
+    """
+    listed = [m for m in await asyncio.gather(*(_first_model(e) for e in endpoints)) if m is not None]
+    if not listed:
+        where = ", ".join(endpoint.url for endpoint in endpoints)
+        raise EngineError(f"{where}: /v1/models lists no model; is it an OpenAI-compatible server, and up?")
+    if wanted is None and len({name for name, _ in listed}) > 1:
+        found = ", ".join(sorted({f"'{name}'" for name, _ in listed}))
+        raise UserError(f"replicas of one model list different ones first, {found}; set served_name, or mend base_url")
+    return wanted or listed[0][0], min((length for _, length in listed if length), default=None)
+
+
+async def _first_model(endpoint: Endpoint) -> tuple[str, int | None] | None:
     listed = await endpoint.get("/v1/models")
     try:
         first = listed["data"][0]
         return str(first["id"]), first.get("max_model_len")
     except (KeyError, IndexError, TypeError):
-        raise EngineError(f"{endpoint.url}/v1/models lists no model; is it an OpenAI-compatible server?") from None
+        return None
 
 
 def _as_json(prompts: Split, places: Sequence[int]) -> list[orjson.Fragment]:

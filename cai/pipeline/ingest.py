@@ -177,3 +177,19 @@ def sources_id(config: RunConfig, near: Path | None) -> dict[str, str]:
             with path.open("rb") as file:
                 found[name] = canon.id_of_parts(iter(partial(file.read, 1 << 20), b""))
     return found
+
+
+def places(config: RunConfig, near: Path | None) -> dict[str, str]:
+    """Return where the files lie that only the config's own folder leads to, by key: what a copy of it has to name."""
+    named = {f"prompts.sources.{i}.path": source.path for i, source in enumerate(config.prompts.sources)}
+    named |= {"judge.few_shot": config.judge.few_shot, "critique.few_shot": config.critique.few_shot}
+    found = {key: str(shipped.find(name, near=near)) for key, name in named.items() if name}
+    return {key: place for key, place in found.items() if place != _elsewhere(named[key] or "")}
+
+
+def _elsewhere(name: str) -> str | None:
+    """Return what a name leads to from here and among the shipped files, or None."""
+    try:
+        return str(shipped.find(name))
+    except UserError:
+        return None

@@ -10,7 +10,7 @@ from cai.engine.identity import model_identity
 from cai.engine.model import Reply, Reward
 from cai.model.fetch import resolve
 from cai.pipeline.meter import Meter
-from cai.pipeline.serving import Fleet, identity_of
+from cai.pipeline.serving import Fleet, identity_of, is_here
 from cai.stages.judge import Seat
 from cai.store.calls import Recorded
 
@@ -47,6 +47,24 @@ def seated(config: RunConfig) -> list[tuple[str, ModelSection | None]]:
     if judge.mode == "panel":
         return [(member.mode, member.model) for member in judge.panel.members]
     return []
+
+
+def all_here(config: RunConfig) -> bool:
+    """Return whether the identity of every model of a run can be told without a network."""
+    models = [(config.models.policy, config.engine), (config.models.judge or config.models.policy, config.engine)]
+    models += [(m, None if mode == "reward_model" else config.engine) for mode, m in seated(config) if m is not None]
+    return all(is_here(model, engine) for model, engine in models)
+
+
+JUDGE = "judge"
+"""Stands for the identity of the run's judge where nobody is asked."""
+
+
+def unasked(config: RunConfig) -> tuple[Seat, ...]:
+    """Return the judges as their config names them: nothing is looked up or loaded, and none can be asked."""
+    plain = config.models.judge or config.models.policy
+    sit = seated(config) or [(config.judge.mode, None)]
+    return tuple(Seat(mode, JUDGE if model in (None, plain) else str(model)) for mode, model in sit)
 
 
 def identities(config: RunConfig) -> dict[str, list[list[str]]]:

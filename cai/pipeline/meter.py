@@ -52,6 +52,8 @@ class Meter:
     stages: list[Stage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Sentences for the user that are no progress: warnings, what was reused, what is stale."""
+    n_told: int = 0
+    """How many of them the door has shown already."""
 
     @property
     def active(self) -> list[Stage]:

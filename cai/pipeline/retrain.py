@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from cai.config import SAMPLING
 from cai.errors import UserError
-from cai.executors import local
 from cai.manifest import Manifest
 from cai.pairs import phase_rows, stale_checkpoints
-from cai.pipeline.conduct import Conductor, Result
+from cai.pipeline.conduct import Conductor
 from cai.pipeline.meter import Meter
 from cai.trail import RunView
 
 
-@dataclass
-class Retrained(Result):
-    """A run's result, and the phases that were trained anew."""
-
-    retrained: list[str] = field(default_factory=list)
-
-
-def retrain(folder: str, phase: str | None) -> Retrained:
-    """Set aside the stale checkpoints (or the one of `phase`), and go on with the run, which trains them anew.
+def retrain(folder: str, phase: str | None, meter: Meter) -> tuple[Conductor, list[str]]:
+    """Set aside the stale checkpoints (or the one of `phase`); return what goes on with the run, and their phases.
 
     A checkpoint set aside is kept beside the new one, named by the rows it was trained on.
     """
@@ -32,9 +23,7 @@ def retrain(folder: str, phase: str | None) -> Retrained:
         chosen = [phase] if phase else [Path(path).name for path in stale_checkpoints(run)]
         for name in chosen:
             _set_aside(run, name)
-        conductor = Conductor(run.config, near=run.folder, meter=Meter(), from_folder=True)
-    result = local.run(conductor.run())
-    return Retrained(**result.as_dict(), retrained=chosen)
+        return Conductor(run.config_here, near=run.folder, meter=meter, from_folder=True), chosen
 
 
 def _set_aside(run: RunView, phase: str) -> None:

@@ -30,7 +30,7 @@ def retry(folder: str, overrides: Sequence[str], meter: Meter) -> Conductor:
             )
         if not walked:
             raise UserError(f"{folder}: no prompt of this run has failed; nothing to ask again")
-        config = overridden(run.config, overrides)
+        config = overridden(run.config_here, overrides)
     Manifest(run.folder).save(done=None)
     return Conductor(config, near=run.folder, meter=meter, from_folder=True)
 

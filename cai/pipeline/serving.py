@@ -15,7 +15,7 @@ from cai.config import EngineSection, ModelSection, RunConfig
 from cai.engine import server as servers
 from cai.engine.client import Client, served_name
 from cai.engine.command import loads_adapters
-from cai.engine.identity import model_identity
+from cai.engine.identity import cached_commit, model_identity
 from cai.engine.model import Generate, Likelihood, Model, Reply, ScoreGroup
 from cai.engine.transport import Endpoint
 from cai.errors import CaiError, UserError
@@ -150,7 +150,8 @@ class Fleet:
             from cai.engine.local import LocalModel
 
             with self._meter.stage(f"load {name}", 1):
-                return LocalModel.load(resolve(str(section.checkpoint)), self._engine, identity=identity)
+                checkpoint, revision = resolve(str(section.checkpoint)), section.revision
+                return LocalModel.load(checkpoint, self._engine, identity=identity, revision=revision)
         with self._meter.stage(f"start server for {name}", 1):
             checkpoint = str(section.checkpoint)
             server = await servers.start(
@@ -159,6 +160,7 @@ class Fleet:
                 run_dir=self._folder,
                 name=name,
                 identity=identity,
+                revision=section.revision,
                 adapter_rank=self._adapter_rank(section),
             )
         self._servers[identity] = server
@@ -190,9 +192,9 @@ class Fleet:
         for endpoint in endpoints:
             await endpoint.open()
         self._endpoints[identity] = endpoints
-        name, length = await served_name(endpoints[0])
+        name, length = await served_name(endpoints, section.served_name)
         tokens = load_tokens(section, self._engine, length=length)
-        return Client(endpoints, self._engine, identity=identity, name=section.served_name or name, tokenizer=tokens)
+        return Client(endpoints, self._engine, identity=identity, name=name, tokenizer=tokens)
 
 
 def identity_of(section: ModelSection, engine: EngineSection) -> str:
@@ -204,6 +206,17 @@ def identity_of(section: ModelSection, engine: EngineSection) -> str:
     if section.checkpoint is None:
         return f"{section.served_name or 'served'}@{section.revision or 'unknown'} at {_hosts(section.base_url)}"
     return model_identity(resolve(section.checkpoint), section.revision)
+
+
+def is_here(section: ModelSection, engine: EngineSection | None) -> bool:
+    """Return whether the identity of a model can be told without a network; `engine` None is that of a reward model."""
+    if section.checkpoint is None or (engine and engine.kind == "scripted" and not section.base_url):
+        return True
+    try:
+        model = resolve(section.checkpoint)
+    except UserError:
+        return False
+    return Path(model).is_dir() or cached_commit(model, section.revision) is not None
 
 
 def load_tokens(section: ModelSection, engine: EngineSection, *, length: int | None = None) -> Any | None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from cai.config import Phase, RunConfig
+from cai.constitution import Principle
+from cai.pipeline import judges
+from cai.stages.judge.counting import calls_of, canary_readers
 
 BYTES_PER_CALL = 1_500
 """What a call takes in the store beside the text it brought, decisions included; rough."""
@@ -16,26 +20,39 @@ NETWORKED = frozenset("nfs nfs4 cifs smb3 smbfs 9p fuse.sshfs afs ceph fuse.glus
 """File systems on which SQLite's shared memory and locks do not hold between machines."""
 
 
-def needed(config: RunConfig, n_train: int, n_held_out: int, n_principles: int) -> int:
+def needed(config: RunConfig, n_train: int, n_held_out: int, principles: Sequence[Principle]) -> int:
     """Return about how many bytes a run's store takes at most; checkpoints come on top."""
+    pair = _of_pair(config, principles)
     n_calls = n_tokens = 0
     for phase in config.phases:
-        calls, tokens = _of_prompt(phase, config, n_principles)
+        calls, tokens = _of_prompt(phase, config, pair)
         n_calls += config.rounds * n_train * calls
         n_tokens += config.rounds * n_train * tokens
     if config.evaluate.samples and any(phase.train != "none" for phase in config.phases):
-        n_calls += n_held_out * config.evaluate.samples * (2 + 2 * n_principles)
-        n_tokens += n_held_out * 2 * config.evaluate.samples * config.respond.max_tokens
+        n_samples, longest = config.evaluate.samples, config.evaluate.max_tokens or config.respond.max_tokens
+        n_calls += n_held_out * (n_samples * (2 + pair[0]) + 3)
+        n_tokens += n_held_out * n_samples * (2 * longest + pair[1])
     return n_calls * BYTES_PER_CALL + n_tokens * BYTES_PER_TOKEN
 
 
-def _of_prompt(phase: Phase, config: RunConfig, n_principles: int) -> tuple[int, int]:
+def _of_pair(config: RunConfig, principles: Sequence[Principle]) -> tuple[int, int]:
+    """Return the calls and the tokens that judging one comparison takes at most; a check decided counts as a call."""
+    seats = judges.unasked(config)
+    judged = calls_of(principles, seats, config.judge)
+    n_checks = sum(principle.check is not None for principle in principles)
+    n_canaries = 2 * len(canary_readers(seats, config.judge))
+    n_calls = judged.most + 2 * judged.reward_models + n_checks + n_canaries
+    return n_calls, judged.written * config.judge.cot.max_tokens
+
+
+def _of_prompt(phase: Phase, config: RunConfig, pair: tuple[int, int]) -> tuple[int, int]:
     """Return the calls and the tokens that one prompt asks for at most."""
     rounds = phase.samples * phase.revisions
     n_pairs = min(phase.samples * (phase.samples - 1) // 2, phase.max_pairs) if "samples" in phase.pairs else 0
     n_pairs += phase.samples if "revision" in phase.pairs and phase.revisions else 0
-    written = rounds * (config.critique.max_tokens + config.revise.max_tokens)
-    return phase.samples + 2 * (rounds + n_pairs * n_principles), phase.samples * config.respond.max_tokens + written
+    written = phase.samples * config.respond.max_tokens
+    written += rounds * (config.critique.max_tokens + config.revise.max_tokens)
+    return phase.samples + 2 * rounds + n_pairs * pair[0], written + n_pairs * pair[1]
 
 
 def warnings(folder: Path, needs: int) -> list[str]:

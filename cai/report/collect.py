@@ -12,7 +12,7 @@ from cai import evaluate
 from cai.config import Phase
 from cai.evaluate import JudgeCount
 from cai.evaluate.conflicts import Conflicts
-from cai.manifest import now
+from cai.manifest import models_of, now
 from cai.report import examples, words
 from cai.report.page import redacted
 from cai.stages.admit import Accounting, total
@@ -38,7 +38,7 @@ def _collected(run: RunView) -> dict[str, Any]:
         "written": now(),
         "run": _run(run),
         "constitution": _constitution(run),
-        "models": {role: redacted(identity) for role, identity in run.manifest["models"].items()},
+        "models": {role: redacted(identity) for role, identity in models_of(run.manifest).items()},
         "policies": [_strings_redacted(policy) for policy in run.manifest.get("policies") or []],
         "prompts": _prompts(run),
         "phases": phases,
@@ -219,7 +219,8 @@ def _ledger(run: RunView) -> dict[str, Any]:
 def _reproduce(run: RunView) -> dict[str, Any]:
     """Return the command that makes the run again from its own folder, and what it was resolved to."""
     folder = run.config.run.dir.rstrip("/")
-    same_texts = (f"constitution={folder}/constitution.yaml", f"templates={folder}/prompts")
+    same_texts = [f"constitution={folder}/constitution.yaml", f"templates={folder}/prompts"]
+    same_texts += [f"{key}={place}" for key, place in run.manifest.get("places", {}).items()]
     return {
         "command": shlex.join(["cai", "run", f"{folder}/config.yaml", f"run.dir={folder}-again", *same_texts]),
         "config": redacted((run.folder / "config.yaml").read_text(encoding="utf-8")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -40,11 +40,16 @@ def compare(
             if chain.revisions
         ]
     if "samples" in sources:
-        pairs = list(combinations((chain.response for chain in chains), 2))
-        pairs.sort(key=lambda pair: canon.unit_interval(seed, "pair", prompt.id, *(r.sample_index for r in pair)))
-        chosen = sorted(pairs[:max_pairs], key=lambda pair: (pair[0].sample_index, pair[1].sample_index))
-        made += [_comparison(phase, prompt, a, b, "samples") for a, b in chosen]
+        of = {chain.response.sample_index: chain.response for chain in chains}
+        drawn = pairs_of(prompt, of, max_pairs=max_pairs, seed=seed)
+        made += [_comparison(phase, prompt, of[a], of[b], "samples") for a, b in drawn]
     return made
+
+
+def pairs_of(prompt: Prompt, samples: Iterable[int], *, max_pairs: int, seed: int) -> list[tuple[int, int]]:
+    """Return which samples of a prompt are compared with which, by their indices: `max_pairs` at most, by hash."""
+    pairs = sorted(combinations(samples, 2), key=lambda pair: canon.unit_interval(seed, "pair", prompt.id, *pair))
+    return sorted(pairs[:max_pairs])
 
 
 def compare_policies(

@@ -321,7 +321,7 @@ async def _open(spec: Mapping[str, Any]) -> tuple[Model, list[Endpoint]]:
     endpoints = [Endpoint(url, engine, api_key=key) for url in section.base_url]
     for endpoint in endpoints:
         await endpoint.open()
-    name, length = await served_name(endpoints[0])
+    name, length = await served_name(endpoints, section.served_name)
     tokens: Any = None
     if spec["tokens"] == "bytes":
         tokens = ByteTokens(max_len=engine.max_model_len)
@@ -329,8 +329,7 @@ async def _open(spec: Mapping[str, Any]) -> tuple[Model, list[Endpoint]]:
         tokens = Tokens.load(spec["tokens"])
         limits = [n for n in (tokens.max_len, length) if n]
         tokens.max_len = min(limits) if limits else None
-    served = section.served_name or name
-    return Client(endpoints, engine, identity=spec["identity"], name=served, tokenizer=tokens), endpoints
+    return Client(endpoints, engine, identity=spec["identity"], name=name, tokenizer=tokens), endpoints
 
 
 async def _shut(endpoints: Sequence[Endpoint]) -> None:

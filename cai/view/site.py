@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -17,6 +16,7 @@ from cai.audit.summary import summary
 from cai.errors import UserError
 from cai.evaluate import JudgeCount
 from cai.evaluate.judging import together
+from cai.manifest import is_locked
 from cai.report.collect import redacted
 from cai.review import Desk
 from cai.stages.admit import Accounting, total
@@ -230,20 +230,6 @@ class Run:
             self._desk[0].close()
         if self._view is not None:
             self._view.close()
-
-
-def is_locked(path: Path) -> bool:
-    """Return whether a process holds the lock on this file, without touching the lock.
-
-    Where the system keeps no list of locks (/proc/locks), nothing is known and the answer is False.
-    """
-    try:
-        found = os.stat(path)
-        held = Path("/proc/locks").read_text(encoding="ascii")
-    except OSError:
-        return False
-    inode = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
-    return any(inode in line.split() and "->" not in line for line in held.splitlines())
 
 
 class Site:

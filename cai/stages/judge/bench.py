@@ -76,14 +76,15 @@ class Bench:
 
     def chosen(self, comparison: Comparison, domain: str) -> list[Principle]:
         """Return the principles asked about this comparison: all that apply, or a number drawn by hash."""
-        able = self._able(domain)
+        able = self.able(domain)
         wanted = self.settings.principles
         if wanted == "all" or wanted >= len(able):
             return able
         drawn = sorted(able, key=lambda p: canon.unit_interval(self.seed, "judge", comparison.id, p.id))[:wanted]
         return [p for p in able if p in drawn]
 
-    def _able(self, domain: str) -> list[Principle]:
+    def able(self, domain: str) -> list[Principle]:
+        """Return the principles that apply to a domain."""
         if domain not in self._by_domain:
             self._by_domain[domain] = [p for p in self.principles if p.applies_to(domain)]
         return self._by_domain[domain]
@@ -110,18 +111,6 @@ class Bench:
         if principle.check is not None:
             return ORDERS[:1]
         return ORDERS if any(s.mode_for(principle) in ORDERED_MODES for s in self.seated(None)) else ORDERS[:1]
-
-    def n_calls(self, principle: Principle) -> tuple[int, int]:
-        """Return (requests for probabilities or rewards, requests for text) that one judgment of a pair takes."""
-        if principle.check is not None:
-            return 0, 0
-        n_read = n_written = 0
-        for mode in (seat.mode_for(principle) for seat in self.seated(None)):
-            samples = self.settings.cot.samples if mode == "cot" else 0
-            per_order = {"logprob": 1, "cot": samples, "rubric": len(principle.rubric)}.get(mode, 1)
-            n_read += 2 * per_order  # two orders, or two answers
-            n_written += 2 * samples
-        return n_read, n_written
 
     def question(self, principle: Principle) -> Question:
         """Return the principle as it is put to this judge."""
