@@ -10,16 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cai import constitution, shipped
+from cai import constitution, fewshot, shipped
 from cai.config import Phase, RunConfig
+from cai.constitution import Principle
 from cai.pipeline import judges
 from cai.pipeline.evaluation import asks_likelihood
-from cai.pipeline.forecast import forecast
+from cai.pipeline.forecast import count_check, forecast
 from cai.pipeline.ingest import Divided
 from cai.pipeline.space import BYTES_PER_CALL, BYTES_PER_TOKEN
 from cai.records import Comparison, Prompt
 from cai.stages.critique import draw
 from cai.stages.judge import OPTIONS, Bench, Seat
+from cai.stages.judge.letters import CONTENT_FREE
 from cai.stages.respond import opening
 from cai.stages.walk import Walk
 from cai.templates import Fence, Templates, Turn
@@ -73,8 +75,14 @@ class Planner:
             Fence(b"plan"),
             "judge",
             config.run.seed,
-            seats=tuple(Seat(mode, "judge") for mode, _ in judges.seated(config)),
+            few_shot=fewshot.for_judge(config.judge.few_shot, near=near),
+            seats=tuple(
+                Seat(mode, "judge" if model is None else model.model_dump_json())
+                for mode, model in judges.seated(config)
+            ),
         )
+        self._asked: dict[str, Principle] = {}
+        """The principles that the judge is surely asked by, by their ids."""
 
     def phases(self) -> list[PhasePlan]:
         """Return the plan of every phase of every round, and of the evaluation."""
@@ -85,7 +93,23 @@ class Planner:
                 plans.append(self._phase(phase, name))
         if self.config.evaluate.samples and any(p.train != "none" for p in self.config.phases):
             plans.append(self._evaluation())
-        return plans
+        return [plan for plan in (self._check(), self._without_content()) if plan.kinds["judge"].most] + plans
+
+    def _check(self) -> PhasePlan:
+        """Count `cai judge check`, which an enforcing run makes first."""
+        plan = PhasePlan("judge check")
+        if self.config.judge.check.enforce:
+            plan.kinds["judge"].add(count_check(self.bench))
+        return plan
+
+    def _without_content(self) -> PhasePlan:
+        """Count what is asked of the judge once for all pairs: how it leans, and whether it can read canaries."""
+        plan = PhasePlan("no content")
+        n_read, n_written = self.bench.n_empty(list(self._asked.values()))
+        plan.kinds["judge"].add(len(CONTENT_FREE) * (n_read + n_written))
+        plan.kinds["judge"].add(0, len(CONTENT_FREE) * len(OPTIONS) * self.bench.n_canaries * bool(self._asked))
+        plan.new_tokens = len(CONTENT_FREE) * n_written * self.config.judge.cot.max_tokens
+        return plan
 
     def _phase(self, phase: Phase, name: str) -> PhasePlan:
         plan = PhasePlan(name)
@@ -97,6 +121,10 @@ class Planner:
             if "revision" not in phase.pairs:
                 surely_revised = may_be_revised = 0
             self._judge(plan, prompt, exact + surely_revised, exact + may_be_revised)
+            # An answer that stands in several comparisons is rewarded once.
+            fewest = max(2 * bool(exact), 2 * surely_revised)
+            most = min(2 * (exact + may_be_revised), phase.samples + may_be_revised)
+            self._reward(plan, prompt, fewest, most)
         return plan
 
     def _chains(self, plan: PhasePlan, phase: Phase, prompt: Prompt, seed: int) -> tuple[int, int]:
@@ -124,12 +152,20 @@ class Planner:
     def _judge(self, plan: PhasePlan, prompt: Prompt, least: int, most: int) -> None:
         stand_in = Comparison(phase=plan.name, prompt_id=prompt.id, a_id="a", b_id="b", source="samples")
         asked = [p for p in self.bench.chosen(stand_in, prompt.domain) if p.check is None]
-        n_read, n_written = (sum(n) for n in zip((0, 0), *(self.bench.n_calls(p) for p in asked), strict=True))
-        n_read += 2 * self.config.judge.canary
+        self._asked |= {p.id: p for p in asked if most}
+        n_read, n_written = self.bench.n_calls(asked)
         plan.kinds["judge"].add(least * (n_read + n_written), most * (n_read + n_written))
-        pair = _tokens(_text(prompt)) + 2 * self.config.respond.max_tokens + 120
-        plan.read_tokens += most * (2 * pair + (n_read + n_written) * 60)
+        canaries = 2 * self.bench.n_canaries * bool(asked)  # none where the wording alone raises the flag
+        plan.kinds["judge"].add(0, most * canaries)
+        pair = _tokens(_text(prompt)) + 2 * self.config.respond.max_tokens + 120 + _tokens(self.bench.few_shot)
+        plan.read_tokens += most * (2 * pair + (n_read + n_written + canaries) * 60)
         plan.new_tokens += most * n_written * self.config.judge.cot.max_tokens
+
+    def _reward(self, plan: PhasePlan, prompt: Prompt, least: int, most: int) -> None:
+        """Count the rewards of so many different answers."""
+        n = self.bench.n_rewards * any(p.check is None and p.applies_to(prompt.domain) for p in self.bench.principles)
+        plan.kinds["judge"].add(least * n, most * n)
+        plan.read_tokens += most * n * (_tokens(_text(prompt)) + self.config.respond.max_tokens)
 
     def _evaluation(self) -> PhasePlan:
         plan, section = PhasePlan("evaluate"), self.config.evaluate
@@ -139,6 +175,7 @@ class Planner:
             plan.new_tokens += 2 * section.samples * (section.max_tokens or self.config.respond.max_tokens)
             if section.judge:
                 self._judge(plan, prompt, section.samples, section.samples)
+                self._reward(plan, prompt, 2 * section.samples, 2 * section.samples)
         return plan
 
     def examples(self) -> list[dict[str, str]]:
@@ -160,7 +197,7 @@ class Planner:
             conversation=_text(prompt),
             answer_a="(one answer)",
             answer_b="(another answer)",
-            few_shot="",
+            few_shot=self.bench.few_shot,
             principle=principle.compare if principle else "(this constitution is decided by checks alone)",
         )
 

@@ -188,6 +188,11 @@ class Question(Record):
     judge: str
     """Identity of the judging model (name and revision), of every member for a panel; `code` for a check."""
 
+    @property
+    def has_position(self) -> bool:
+        """Whether one answer is read before the other, so that the first or the second can be favoured."""
+        return self.mode in ("logprob", "cot", "panel")
+
 
 class Part(BaseModel):
     """One reading of several that a judgment rests on: a sample, a graded answer, a proposition, a panel's member."""
@@ -206,7 +211,7 @@ class Part(BaseModel):
     reason: str | None = None
     """Why it could not be read, in a word; None otherwise."""
     prior: float | None = None
-    """As in Judgment, of this reading alone."""
+    """As in Judgment, of this reading alone; in `rubric` the log-odds of yes."""
 
 
 class Event(Record):

@@ -224,7 +224,7 @@ def test_questions_of_different_modes_have_different_ids() -> None:
         ({"mode": "reward_model"}, "reward_model"),
         ({"mode": "panel"}, "two or more"),
         ({"mode": "panel", "panel": {"members": [{}, {"mode": "reward_model"}]}}, "checkpoint"),
-        ({"mode": "score", "prior": "content_free"}, "falls on both alike cancels"),
+        ({"mode": "score", "prior": "content_free"}, "falls on both answers alike cancels"),
     ],
 )
 def test_a_mode_without_what_it_needs_is_refused(settings: dict, says: str) -> None:
@@ -237,7 +237,7 @@ def test_calls_are_counted_as_they_are_made(tmp_path: Path) -> None:
         model, bench = InProcess("shorter"), a_bench(GRADED, **settings)
         (tmp_path / str(i)).mkdir()
         decide(tmp_path / str(i), model, bench, SHORT, LONG)
-        n_read, n_written = bench.n_calls(GRADED)
+        n_read, n_written = bench.n_calls([GRADED])
         asked = sum(len(g.tails) for g in model.asked)
         # Two samples of the same words lead to one question, which is asked once.
         assert n_written == len(model.written) and (asked <= n_read if n_written else asked == n_read)

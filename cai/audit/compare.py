@@ -32,7 +32,7 @@ def compare(one: RunView, other: RunView) -> dict[str, Any]:
     return {
         "runs": [str(one.folder), str(other.folder)],
         "config": _fields(one, other),
-        "models": _changed(one.manifest["models"], other.manifest["models"]),
+        "models": _changed(one.models, other.models),
         "templates": _templates(one, other),
         "constitution": list(_constitution(one.constitution, other.constitution)),
         "pairs": {"one": _n_pairs(one), "other": _n_pairs(other), "matched": len(matched)},

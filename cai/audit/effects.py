@@ -35,14 +35,14 @@ class Effects:
                 if question is not None and question.mode != "check":
                     by_question.setdefault(question.id, []).append(judgment)
                     own = 0 if None in authors else _sign(*(author == question.judge for author in authors))
-                    self._count(judgment, *known, own)
+                    first = (1 if judgment.order == "ab" else -1) if question.has_position else 0
+                    self._count(judgment, first, *known, own)
         for judgments in by_question.values():
             self._pair({j.order: j.verdict for j in judgments})
 
-    def _count(self, judgment: Judgment, longer: int, listed: int, revised: int, own: int) -> None:
+    def _count(self, judgment: Judgment, first: int, longer: int, listed: int, revised: int, own: int) -> None:
         """Count one judgment; each sign says which arm stands out: 1 for arm a, -1 for arm b, 0 for neither."""
         sign = 1 if judgment.verdict == "a" else -1
-        first = 1 if judgment.order == "ab" else -1
         for name, which in zip(NAMES, (first, longer, listed, own, -revised), strict=True):
             if which:
                 self._n[name] += 1

@@ -51,6 +51,7 @@ SELECT l.id AS decision_id, l.seq, l.hash AS row_hash, l.subject AS pair_id, c.p
     CASE json_extract(l.body, '$.order') WHEN 'ab' THEN json_extract(l.body, '$.p_a')
         ELSE 1 - json_extract(l.body, '$.p_a') END AS p_first,
     CASE WHEN json_extract(l.body, '$.verdict') NOT IN ('a', 'b') THEN NULL
+        WHEN json_extract(q.body, '$.mode') IN ('score', 'rubric', 'reward_model') THEN NULL
         ELSE substr(json_extract(l.body, '$.order'), 1, 1) = json_extract(l.body, '$.verdict') END AS picked_first,
     json_extract(l.body, '$.reason') AS reason, json_extract(l.body, '$.flag') AS flag,
     json_extract(l.body, '$.question_id') AS question_id, json_extract(q.body, '$.mode') AS mode,

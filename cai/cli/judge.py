@@ -79,6 +79,8 @@ def show_check(told: dict[str, Any]) -> None:
     from cai.cli.terminal import say, table
 
     say(f"judge: {told['judge']} ({told['mode']}), {told['n_trials']} trials")
+    if told["by_letters"]:
+        say("the pairs here have no rubric: a judge by rubrics is asked for letters, as under principles without one")
     if before := told["last"]:
         same = "the same judge" if before["same_judge"] else f"{before['judge']} ({before['mode']}) or other settings"
         say(f"last check: {before['time']}, {same}")
@@ -139,6 +141,8 @@ def _show_bench(told: dict[str, Any]) -> None:
     from cai.cli.terminal import say, table
 
     say(f"judge: {told['judge']} ({told['mode']}), asked {told['asked']}; {told['n']} pairs in {told['seconds']:.0f} s")
+    if told["by_letters"]:
+        say("what has no rubric is judged by letters; --by constitution asks by the rubrics of the principles")
     say()
     for sentence in told["plainly"]:
         say(sentence)

@@ -52,7 +52,7 @@ class Tally:
     agreed: int = 0
     """Of these, those whose orders do not name different winners."""
     named: int = 0
-    """Usable verdicts that name a winner."""
+    """Usable verdicts that name a winner, of judges that read both answers in both orders."""
     picked_first: int = 0
     """Of these, those for the answer shown first, as A."""
     unequal: int = 0
@@ -60,8 +60,8 @@ class Tally:
     picked_longer: int = 0
     """Of these, those for the longer one."""
     prior: float | None = None
-    """Log-odds of the first letter that were taken off its verdicts (nats), of a panel those of its first member that
-    weighs letters; None where none were."""
+    """Log-odds of the first letter (of yes, under a rubric's first question) that were taken off its verdicts (nats),
+    of a panel those of its first member that leans; None where none were."""
 
     @property
     def by_model(self) -> bool:
@@ -75,6 +75,7 @@ class Tally:
 
     def add(self, vote: Vote, judgments: Iterable[Judgment], lengths: tuple[int, int]) -> None:
         """Count one principle's part in one comparison whose arms have these lengths in words."""
+        judgments = list(judgments)
         self.due += 1
         self.stands[vote.stand] += 1
         if vote.stand == "votes" and vote.p_a is not None:
@@ -87,18 +88,19 @@ class Tally:
             self.prior = next((prior for prior in taken_off if prior is not None), self.prior)
             if judgment.usable:
                 verdicts.append(judgment.verdict)
-                self._habit(judgment, lengths)
+                self._habit(judgment, lengths, has_position=len(judgments) > 1)
             else:
                 self.unusable[judgment.reason or judgment.verdict] += 1
         if self.by_model and len(verdicts) == 2:
             self.both_orders += 1
             self.agreed += set(verdicts) != {"a", "b"}
 
-    def _habit(self, judgment: Judgment, lengths: tuple[int, int]) -> None:
+    def _habit(self, judgment: Judgment, lengths: tuple[int, int], *, has_position: bool) -> None:
         if not self.by_model or judgment.verdict not in ("a", "b"):
             return
-        self.named += 1
-        self.picked_first += judgment.order.startswith(judgment.verdict)
+        if has_position:  # who reads each answer by itself sees none of them first
+            self.named += 1
+            self.picked_first += judgment.order.startswith(judgment.verdict)
         if lengths[0] != lengths[1]:
             self.unequal += 1
             self.picked_longer += (judgment.verdict == "a") == (lengths[0] > lengths[1])

@@ -9,21 +9,27 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from cai import constitution, shipped
+from cai.assay import probes
+from cai.assay.check import Judges, check
 from cai.config import RunConfig
-from cai.engine.model import Generate, Likelihood, Reply, ScoreGroup
+from cai.engine.model import Generate, Likelihood, Reply, Reward, ScoreGroup
 from cai.manifest import Manifest
+from cai.pipeline import licence
 from cai.pipeline.conduct import Conductor
 from cai.pipeline.ingest import Divided
 from cai.pipeline.meter import Meter
 from cai.pipeline.serving import Fleet
 from cai.records import Prompt
+from cai.stages.judge import Bench
 from cai.store import schema
-from cai.store.calls import Recorded, Siblings
-from cai.store.store import Kept, find_replies
+from cai.store.calls import Recorded, Siblings, Tally
+from cai.store.store import Kept, Store, find_replies
 from cai.templates import FENCE_KEY, Templates
 
 
@@ -37,6 +43,28 @@ def forecast(config: RunConfig, near: Path | None) -> dict[str, Any] | None:
     if not (folder.resolve().parent / FENCE_KEY).exists() or not any(store.exists() for store in stores):
         return None
     return asyncio.run(_Foreseeing(config, near=near, meter=Meter()).foresee())
+
+
+def count_check(bench: Bench) -> int:
+    """Return how many requests `cai judge check` takes with the judges of a bench; none of them is sent."""
+    tally = Tally()
+
+    async def count(folder: Path) -> None:
+        stores = [Store(folder / f"{name}.sqlite") for name in ("once", "again")]
+        sitting = []
+        for store in stores:
+            asked = Recorded(_StandIn(bench.judge_identity), store, tally)
+            seats = [replace(s, model=Recorded(_StandIn(s.identity), store, tally)) for s in bench.seats]
+            sitting += [replace(bench, seats=tuple(seats), learnt={}), asked]
+        try:
+            await check(Judges(*sitting), probes.shipped_folder(), in_flight=64, start=lambda n: lambda: None)
+        finally:
+            for store in stores:
+                store.close()
+
+    with TemporaryDirectory(prefix="cai-plan-") as folder:
+        asyncio.run(count(Path(folder)))
+    return tally.made
 
 
 class _Foreseeing(Conductor):
@@ -54,6 +82,8 @@ class _Foreseeing(Conductor):
         policy = self._recorded(self.fleet.model(config.models.policy, "policy"))
         judge = self._recorded(self.fleet.model(config.models.judge or config.models.policy, "judge"))
         turns, seen = list(self.turns()), []
+        if config.judge.check.enforce and self.manifest["judge_check"] is None:
+            await licence.ask(self, judge, instead=lambda model: _StandIn(model.identity))
         for turn in turns:
             seen.append(turn.name)
             await self._walk(turn, policy, judge)
@@ -117,6 +147,9 @@ class _StandIn:
     def __init__(self, identity: str) -> None:
         self.identity = identity
         self._numbers = itertools.count()
+
+    async def reward(self, request: Reward) -> Reply:
+        return Reply(reward=0.0)
 
     async def generate(self, request: Generate) -> Reply:
         return Reply(text=f"(text {next(self._numbers)} that is not written yet)", finish_reason="stop")

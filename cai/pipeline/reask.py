@@ -13,7 +13,7 @@ from cai.manifest import RunLock
 from cai.pipeline.meter import Meter
 from cai.pipeline.serving import Fleet
 from cai.records import Judgment
-from cai.stages.judge import read_verdict
+from cai.stages.judge import reread
 from cai.stages.judge.bench import ORDERED_MODES
 from cai.store.calls import Answer
 from cai.templates import Turn
@@ -76,13 +76,18 @@ async def _reask(run: RunView, judgments: list[Judgment]) -> dict[str, Any]:
 
 async def _again(run: RunView, judge: Any, judgment: Judgment) -> tuple[Judgment, Judgment]:
     """Return (the judgment that was kept, the one that the judge gives now)."""
-    found = run.call(judgment.call_key or "")
+    keys = [part.call_key or "" for part in judgment.parts] or [judgment.call_key or ""]
+    answers = dict(zip(keys, await asyncio.gather(*(_answer(run, judge, key) for key in keys)), strict=True))
+    question, comparison = run.questions[judgment.question_id], run.record(judgment.comparison_id)
+    return judgment, reread(judgment, comparison, question, run.config.judge, answers.__getitem__)
+
+
+async def _answer(run: RunView, judge: Any, key: str) -> Answer:
+    """Return what the judge answers now to a kept request; reasons that were cut led to no question, and stay."""
+    found = run.call(key)
     assert found is not None
-    request, _ = found
-    turns = tuple(Turn(m["role"], m["content"]) for m in request["messages"])
-    reply = (await judge.score(ScoreGroup(turns[:-2], (turns[-2:],), tuple(request["options"]))))[0]
-    answer = Answer(judgment.call_key or "", reply, canon.id_of_bytes(canon.dumps(reply.content())))
-    question = run.questions[judgment.question_id]
-    comparison = run.record(judgment.comparison_id)
-    clamp = run.config.judge.cot.clamp if question.mode == "cot" else None
-    return judgment, read_verdict(comparison, question, judgment.order, answer, run.config.judge, clamp=clamp)
+    request, reply = found
+    if "options" in request:
+        turns = tuple(Turn(m["role"], m["content"]) for m in request["messages"])
+        reply = (await judge.score(ScoreGroup(turns[:-2], (turns[-2:],), tuple(request["options"]))))[0]
+    return Answer(key, reply, canon.id_of_bytes(canon.dumps(reply.content())))

@@ -38,7 +38,7 @@ def _collected(run: RunView) -> dict[str, Any]:
         "written": now(),
         "run": _run(run),
         "constitution": _constitution(run),
-        "models": {role: redacted(identity) for role, identity in run.manifest["models"].items()},
+        "models": {role: redacted(identity) for role, identity in run.models.items()},
         "policies": [_strings_redacted(policy) for policy in run.manifest.get("policies") or []],
         "prompts": _prompts(run),
         "phases": phases,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from cai.stages.judge.bench import OPTIONS, ORDERS, Bench, Case, Seat
 from cai.stages.judge.decide import by_check, judge
-from cai.stages.judge.readings import Reading, read_verdict
+from cai.stages.judge.readings import Reading
 from cai.stages.judge.reread import reread
 
-__all__ = ["OPTIONS", "ORDERS", "Bench", "Case", "Reading", "Seat", "by_check", "judge", "read_verdict", "reread"]
+__all__ = ["OPTIONS", "ORDERS", "Bench", "Case", "Reading", "Seat", "by_check", "judge", "reread"]

@@ -111,17 +111,44 @@ class Bench:
             return ORDERS[:1]
         return ORDERS if any(s.mode_for(principle) in ORDERED_MODES for s in self.seated(None)) else ORDERS[:1]
 
-    def n_calls(self, principle: Principle) -> tuple[int, int]:
-        """Return (requests for probabilities or rewards, requests for text) that one judgment of a pair takes."""
-        if principle.check is not None:
-            return 0, 0
+    def n_calls(self, principles: Sequence[Principle]) -> tuple[int, int]:
+        """Return (requests for probabilities, requests for text) that a pair takes under these principles.
+
+        Rewards, canary questions and texts without content are counted apart.
+        """
+        asked = [p for p in principles if p.check is None]
         n_read = n_written = 0
-        for mode in (seat.mode_for(principle) for seat in self.seated(None)):
-            samples = self.settings.cot.samples if mode == "cot" else 0
-            per_order = {"logprob": 1, "cot": samples, "rubric": len(principle.rubric)}.get(mode, 1)
-            n_read += 2 * per_order  # two orders, or two answers
-            n_written += 2 * samples
+        for seat in (seat for seat in self.seated(None) if seat.mode != "reward_model"):
+            for principle, mode in ((p, seat.mode_for(p)) for p in asked):
+                samples = self.settings.cot.samples if mode == "cot" else 0
+                per_order = {"logprob": 1, "cot": samples, "rubric": len(principle.rubric)}.get(mode, 1)
+                n_read += 2 * per_order  # two orders, or two answers
+                n_written += 2 * samples
         return n_read, n_written
+
+    def n_empty(self, principles: Sequence[Principle]) -> tuple[int, int]:
+        """Return what `n_calls` does, of one text without content, about which each question is asked once for all."""
+        if self.settings.prior == "off":
+            return 0, 0
+        asked = {
+            (seat.mode_for(p), seat.identity, text)
+            for seat in self.seated(None)
+            for p in principles
+            if p.check is None
+            for text in ([each.ask for each in p.rubric] if seat.mode_for(p) == "rubric" else [p.compare])
+        }
+        modes = [mode for mode, *_ in asked]
+        return sum(mode in (*ORDERED_MODES, "rubric") for mode in modes), modes.count("cot")
+
+    @property
+    def n_rewards(self) -> int:
+        """Reward models, which are asked once for every answer, whatever it is compared with and by what."""
+        return len({seat.identity for seat in self.seated(None) if seat.mode == "reward_model"})
+
+    @property
+    def n_canaries(self) -> int:
+        """Judges that canary questions are put to, one in each order."""
+        return self.settings.canary * sum(seat.mode in ORDERED_MODES for seat in self.seated(None))
 
     def question(self, principle: Principle) -> Question:
         """Return the principle as it is put to this judge."""
@@ -159,13 +186,18 @@ class Bench:
             text_id=_together("texts", list(dict.fromkeys(v for m, v in read.items() if m != "reward_model"))),
             template_id=canon.content_id("templates", [self.templates[name].id for name in used]) if used else "",
             mode="panel" if self.settings.mode == "panel" else modes[0],
-            judge=self._judges(seats),
+            judge=self.judges,
         )
 
-    def _judges(self, seats: Sequence[Seat]) -> str:
-        if self.settings.mode != "panel":
-            return seats[0].identity
-        return f"{self.settings.panel.rule} of " + " + ".join(f"{s.mode}:{s.identity}" for s in seats)
+    def by_letters(self, principles: Sequence[Principle]) -> bool:
+        """Return whether a judge by rubrics is asked for letters by some of these principles, which have none."""
+        without = any(p.check is None and not p.rubric for p in principles)
+        return without and any(seat.mode == "rubric" for seat in self.seated(None))
+
+    @property
+    def judges(self) -> str:
+        """Who judges, in words."""
+        return judges_in_words(self.settings, [(seat.mode, seat.identity) for seat in self.seats], self.judge_identity)
 
     # -- the shared beginning of what is asked ------------------------------------------------------------------------
 
@@ -193,6 +225,13 @@ class Bench:
 
     def _fence(self, case: Case) -> str:
         return self.fence.of([*(m.content for m in case.prompt.messages), case.text_a, case.text_b])
+
+
+def judges_in_words(settings: JudgeSection, seats: Sequence[Sequence[str]], alone: str) -> str:
+    """Return who judges: the only judge, or a panel's rule and members; `seats` are (mode, identity)."""
+    if settings.mode != "panel":
+        return seats[0][1] if seats else alone
+    return f"{settings.panel.rule} of " + " + ".join(f"{mode}:{identity}" for mode, identity in seats)
 
 
 def _together(tag: str, ids: list[str]) -> str:

@@ -32,7 +32,7 @@ def collect(ask: Ask) -> dict[str, Any]:
         "created": manifest["created"],
         "finished": manifest["done"]["time"] if manifest["done"] else None,
         "constitution": manifest.get("constitution") or None,
-        "models": {role: identity(text) for role, text in (manifest.get("models") or {}).items()},
+        "models": {role: identity(text) for role, text in (view.models if manifest.get("models") else {}).items()},
         "judge_mode": view.config.judge.mode,
         "seed": view.config.run.seed,
         "prompts": manifest.get("prompts"),
