@@ -92,6 +92,30 @@ def test_the_plan_is_exact_where_no_check_decides(tmp_path: Path) -> None:
     assert least == most == runs.run_json(path)["calls"]["made"]
 
 
+@pytest.mark.parametrize(
+    "judge",
+    [
+        {"prior": "content_free", "canary": True},
+        {"mode": "cot", "prior": "content_free"},
+        {"mode": "score"},
+        {"check": {"enforce": True}, "prior": "content_free"},
+    ],
+    ids=["prior and canary", "cot", "score", "check"],
+)
+def test_the_plan_counts_what_a_judge_is_asked_beside_the_pairs(tmp_path: Path, judge: dict[str, object]) -> None:
+    runs.write_inputs(tmp_path, n_prompts=3)
+    text = (tmp_path / "constitution.yaml").read_text(encoding="utf-8")
+    start, end = text.index("  - id: brief"), text.index("  - id: kind")
+    (tmp_path / "constitution.yaml").write_text(text[:start] + text[end:], encoding="utf-8")
+    path = runs.write_config(tmp_path, runs.config(tmp_path, judge=judge))
+    planned = json.loads(runs.cai("plan", path, "--json").stdout)
+    least, most = planned["requests"]
+    made = runs.run_json(path)["calls"]["made"]
+    assert made == most and (least == most or "canary" in judge)
+    names = {phase["name"] for phase in planned["phases"]} - {"walk"}
+    assert names == ({"no content"} if "prior" in judge else set()) | ({"judge check"} if "check" in judge else set())
+
+
 def test_lint_finds_the_line(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("schema: 1\nname: bad\nprinciple: []\n", encoding="utf-8")
     said = runs.cai("constitution", "lint", tmp_path / "bad.yaml", check=2)

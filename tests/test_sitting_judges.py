@@ -11,6 +11,7 @@ import pytest
 
 from cai.assay import probes
 from cai.engine.model import Reply, Reward
+from cai.evaluate.judging import reliability
 from cai.pipeline import judges
 from cai.trail import RunView
 from tests import runs
@@ -77,7 +78,7 @@ def test_the_plan_is_what_is_asked_and_the_run_tells_who_judged(made: Any) -> No
     assert told["accounting"]["failed"] == told["accounting"]["invalid"] == 0
     page = Path(told["report"]).read_text(encoding="utf-8")
     assert NAMES[mode] in page and "Critic</dt>" in page
-    assert ("Leaning taken off" in page) == (mode == "panel")
+    assert ("Leaning, nats" in page) == (mode == "panel")
     kept = json.loads(runs.cai("plan", config, "--json").stdout)["kept"]
     assert not any(kept["asked"].values()) and sum(kept["reused"].values()) > 0
 
@@ -98,6 +99,9 @@ def test_readers_name_the_judge_and_the_critic(made: Any) -> None:
         assert run.models["judge"].startswith(NAMES[mode]) and "critic" in run.models
         assert all(isinstance(identity, str) for identity in run.models.values())
         assert {q.judge for q in run.questions.values()} == {run.models["judge"]}
+        told = reliability(run, "walk")["judge"]
+    has_position = mode == "panel"
+    assert (told["consistency"] is not None) == (told["picked_first"] is not None) == has_position
 
 
 def test_it_is_checked_and_a_run_tells_the_check(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +146,19 @@ def test_an_edit_is_previewed_under_it(made: Any, tmp_path: Path) -> None:
     if mode == "panel":
         said = runs.cai(*asked, "judge.panel.rule=majority", check=2).stderr
         assert "name the same judge" in said
+    (tmp_path / "new.yaml").write_text(TEXT.replace("Say where the answer is unkind.", "Be strict."), encoding="utf-8")
+    again = json.loads(runs.cai(*asked, "--json").stdout)["regenerate"]
+    per_pair = {"reward_model": 2, "panel": (2 + 2 * 2) + (2 + 2) + 2}[mode]
+    assert again["calls"] == per_pair * again["comparisons"] > 0
+
+
+def test_suggestions_need_somebody_who_reads_principles(made: Any, tmp_path: Path) -> None:
+    mode, config, _ = made
+    rows = [{"prompt": f"Why {n}?", "chosen": "word " * n, "rejected": "word"} for n in range(2, 6)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    asked = ("constitution", "suggest", "--pairs", tmp_path / "pairs.jsonl", "--config", config, "--quiet")
+    done = runs.cai(*asked, check=None)
+    assert (done.returncode == 2 and "reads no principle" in done.stderr) == (mode == "reward_model")
 
 
 def test_policies_contest_under_it(made: Any) -> None:

@@ -145,6 +145,19 @@ def below(told: dict[str, Any]) -> list[str]:
     return clauses
 
 
+def sentence(told: dict[str, Any]) -> str:
+    """Return a check in one sentence."""
+    held = [probe for probe in told["probes"] if probe["applies"]]
+    passed = sum(probe["passed"] for probe in held)
+    clauses = [f"the judge passed {passed} of {len(held)} probes on {told['time'][:10]}"]
+    if not told["passed"]:
+        clauses.append(f"below its threshold: {'; '.join(below(told))}")
+    fell = [f"{p['name']} {p['was']:.2f} to {p['rate']:.2f}" for p in held if p.get("fell")]
+    if fell:
+        clauses.append(f"fell since the check before, on {told['last']['time'][:10]}: {', '.join(fell)}")
+    return "; ".join(clauses)
+
+
 def compared(told: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
     """Return the check with what each probe came to in the last one, `was`, and whether it fell clearly."""
     if before is None:

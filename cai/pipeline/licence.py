@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai.assay import probes
-from cai.assay.check import Judges, below, check, compared, identity, settings_id
+from cai.assay.check import Judges, below, check, compared, identity, sentence, settings_id
 from cai.errors import Stopped
 from cai.manifest import now
 from cai.pipeline import judges
@@ -72,19 +72,6 @@ async def ask(
                 return await check(sitting, probes.shipped_folder(), in_flight=in_flight, start=stage.expect)
         finally:
             store.close()
-
-
-def sentence(told: dict[str, Any]) -> str:
-    """Return a check in one sentence."""
-    held = [probe for probe in told["probes"] if probe["applies"]]
-    passed = sum(probe["passed"] for probe in held)
-    clauses = [f"the judge passed {passed} of {len(held)} probes on {told['time'][:10]}"]
-    if not told["passed"]:
-        clauses.append(f"below its threshold: {'; '.join(below(told))}")
-    fell = [f"{p['name']} {p['was']:.2f} to {p['rate']:.2f}" for p in held if p.get("fell")]
-    if fell:
-        clauses.append(f"fell since the check before, on {told['last']['time'][:10]}: {', '.join(fell)}")
-    return "; ".join(clauses)
 
 
 def _tell_last(conductor: Conductor, judge: Recorded) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cai import evaluate
+from cai.assay.check import sentence
 from cai.config import Phase
 from cai.evaluate import JudgeCount
 from cai.evaluate.conflicts import Conflicts
@@ -39,6 +40,7 @@ def _collected(run: RunView) -> dict[str, Any]:
         "run": _run(run),
         "constitution": _constitution(run),
         "models": {role: redacted(identity) for role, identity in run.models.items()},
+        "judge_check": sentence(checked) if (checked := run.manifest.get("judge_check")) else None,
         "policies": [_strings_redacted(policy) for policy in run.manifest.get("policies") or []],
         "prompts": _prompts(run),
         "phases": phases,

@@ -82,6 +82,7 @@ def environment(*folders: Path) -> Environment:
         "plural": words.plural,
         "change": _change,
         "value": _value,
+        "plain": _plain,
         "consistency": words.consistency_of,
         "redacted": redacted,
     }
@@ -92,6 +93,11 @@ def environment(*folders: Path) -> Environment:
 def _value(figure: float | None, unit: str) -> str:
     """Return a figure in its unit: a share as a percentage."""
     return words.percent(figure, 1) if unit == "share" else words.number(figure)
+
+
+def _plain(value: Any) -> str:
+    """Return a value of a constitution as text: what is no text, as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _change(estimate: dict[str, Any] | None, unit: str) -> dict[str, str]:

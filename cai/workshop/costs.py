@@ -18,24 +18,25 @@ from cai.workshop.difference import Difference
 
 
 def relabel(
-    owed: Mapping[str, int], sampled: Mapping[str, int], run: RunView, asked: Mapping[str, Any]
+    owed: Mapping[str, int], sampled: Mapping[str, int], run: RunView, asked: Mapping[str, Any], bench: Bench
 ) -> dict[str, Any]:
     """Return the cost of a full re-label: decisions by principle, calls, tokens, and seconds at the sample's speed.
 
     `owed` are the decisions of the judge model that it has to make, `sampled` those of them that the sample has made;
-    they are kept and not paid for twice.
+    they are kept and not paid for twice. Calls are exact, except that after two reasonings of the same words one
+    question is asked.
     """
     left = {name: n - sampled.get(name, 0) for name, n in owed.items()}
-    n_left, n_sampled = sum(left.values()), sum(sampled.values())
-    calls = round(n_left * (asked["made"] + asked["reused"]) / n_sampled) if n_sampled else 0 if not n_left else None
+    by_id = {p.id: p for p in bench.principles}
+    calls = sum(n * sum(bench.n_calls([by_id[id_]])) // len(bench.orders(by_id[id_])) for id_, n in left.items())
     tokens_each = asked["tokens"] / asked["made"] if asked["made"] else _mean_tokens(run, "score", "n_prompt")
     speed = asked["made"] / asked["seconds"] if asked["made"] and asked["seconds"] else None
     return {
         "decisions": dict(owed),
         "decisions_left": left,
         "calls": calls,
-        "tokens": None if calls is None or tokens_each is None else round(calls * tokens_each),
-        "seconds": 0.0 if calls == 0 else None if calls is None or speed is None else round(calls / speed, 1),
+        "tokens": None if tokens_each is None else round(calls * tokens_each),
+        "seconds": 0.0 if calls == 0 else None if speed is None else round(calls / speed, 1),
     }
 
 

@@ -69,10 +69,9 @@ def cost(data: Tree) -> str:
     if spent["calls"] == 0:
         return "a full re-label of the comparisons there are costs no judge call"
     n = sum(spent["decisions_left"].values())
-    calls = "unknown" if spent["calls"] is None else f"{spent['calls']:,}"
     tokens = "unknown" if spent["tokens"] is None else f"about {spent['tokens']:,}"
     wait = "unknown" if spent["seconds"] is None else f"about {seconds(spent['seconds'])} at this preview's speed"
-    what = f"{calls} judge calls for {plural(n, 'decision')}"
+    what = f"{spent['calls']:,} judge calls for {plural(n, 'decision')}"
     return f"a full re-label of the comparisons there are still costs: {what}; tokens: {tokens}; time: {wait}"
 
 
