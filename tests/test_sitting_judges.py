@@ -15,6 +15,7 @@ from cai.evaluate.judging import reliability
 from cai.pipeline import judges
 from cai.trail import RunView
 from tests import runs
+from tests.view_fixture import serving
 
 REWARD = {"checkpoint": "words"}
 JUDGES: dict[str, dict[str, Any]] = {
@@ -104,6 +105,20 @@ def test_readers_name_the_judge_and_the_critic(made: Any) -> None:
     assert (told["consistency"] is not None) == (told["picked_first"] is not None) == has_position
 
 
+def test_what_each_of_them_said_is_shown_with_the_decision(made: Any) -> None:
+    mode, config, _ = made
+    folder = config.parent / "runs"
+    with RunView(folder / "run") as run:
+        kind = next(id_ for id_, q in run.questions.items() if q.principle_id == "kind")
+        judgment = next(d for e in run.ended("walk") for d in e.decisions if d.question_id == kind)
+    said = runs.cai("audit", "why", folder / "run", judgment.comparison_id).stdout
+    with serving(folder) as served:
+        page = served.get(f"/runs/run/decision/{judgment.id}").text
+        assert served.get("/runs/run").status == 200
+    assert judgment.parts and all(part.name in said and part.call_key in page for part in judgment.parts)
+    assert {part.name for part in judgment.parts} >= ({"a", "b"} if mode == "reward_model" else {"2/a/1", "3/b"})
+
+
 def test_it_is_checked_and_a_run_tells_the_check(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     mode, config, _ = made
     gold, *rest = probes.load(probes.shipped_folder())
@@ -148,7 +163,7 @@ def test_an_edit_is_previewed_under_it(made: Any, tmp_path: Path) -> None:
         assert "name the same judge" in said
     (tmp_path / "new.yaml").write_text(TEXT.replace("Say where the answer is unkind.", "Be strict."), encoding="utf-8")
     again = json.loads(runs.cai(*asked, "--json").stdout)["regenerate"]
-    per_pair = {"reward_model": 2, "panel": (2 + 2 * 2) + (2 + 2) + 2}[mode]
+    per_pair = {"reward_model": 2, "panel": (2 + 2 * 2) + 2 + 2}[mode]
     assert again["calls"] == per_pair * again["comparisons"] > 0
 
 

@@ -94,6 +94,12 @@ def _decision(decision: dict[str, Any], most: int | None) -> Iterator[str]:
     yield f"    {principle['id']} at {principle['line']}, order {decision['order']}: {decision['verdict']}{reason}{p_a}"
     if principle.get("note"):
         yield f"    note: {principle['note']}"
+    if decision.get("prior") is not None:
+        yield f"    leaning to answer A, taken off: {decision['prior']:.2f} nats"
+    for part in decision.get("parts") or ():
+        value = f"not read ({part['reason']})" if part["value"] is None else f"{part['value']:.4f}"
+        leaning = "" if part["prior"] is None else f", leaning taken off {part['prior']:.2f} nats"
+        yield f"    {part['name']}: {value}{leaning} (call {part['call_key']})"
     if asked and not asked.get("missing"):
         yield f"    asked {asked['request']['model']} (call {asked['key']}); last turns:"
         for message in asked["request"]["messages"][-2:]:

@@ -100,7 +100,7 @@ def show_check(told: dict[str, Any]) -> None:
     flagged = told["injections_flagged"]
     say(f"canaries flagged {flagged['flagged']} of {flagged['n']} injections")
     if taken := told["priors"]:
-        say(f"leaning to letter A, taken off: {taken['low']:.2f} to {taken['high']:.2f} nats, by principle")
+        say(f"leaning to A (or to yes), taken off: {taken['low']:.2f} to {taken['high']:.2f} nats, by question")
     for reason, n in told["unusable"].items():
         say(f"replies that could not be read: {n} {reason}")
     if told["passed"]:
@@ -186,7 +186,8 @@ def _show_habits(told: dict[str, Any]) -> None:
     if people := told["people"]:
         rows.append(["people among themselves", _share(people["agreed"]), f"on {people['n']} pairs"])
     rows.append(["pairs flagged", str(told["flagged"]), ""])
-    rows += [["leaning to A, taken off", f"{prior:.2f} nats", ""] for prior in told["priors"]]
+    if priors := told["priors"]:
+        rows.append(["leaning to A (or to yes), taken off", f"{priors[0]:.2f} to {priors[-1]:.2f} nats", "by question"])
     say()
     say(table(rows, ("what the judge goes by", "", "")))
     if told["effects"]["why_not"]:

@@ -114,12 +114,11 @@ class Bench:
     def n_calls(self, principles: Sequence[Principle]) -> tuple[int, int]:
         """Return (requests for probabilities, requests for text) that a pair takes under these principles.
 
-        Rewards, canary questions and texts without content are counted apart.
+        Rewards, canary questions and texts without content are counted apart; two who ask one model alike ask once.
         """
-        asked = [p for p in principles if p.check is None]
         n_read = n_written = 0
-        for seat in (seat for seat in self.seated(None) if seat.mode != "reward_model"):
-            for principle, mode in ((p, seat.mode_for(p)) for p in asked):
+        for principle in (p for p in principles if p.check is None):
+            for mode, _ in {(s.mode_for(principle), s.identity) for s in self.seated(None) if s.mode != "reward_model"}:
                 samples = self.settings.cot.samples if mode == "cot" else 0
                 per_order = {"logprob": 1, "cot": samples, "rubric": len(principle.rubric)}.get(mode, 1)
                 n_read += 2 * per_order  # two orders, or two answers
@@ -148,7 +147,7 @@ class Bench:
     @property
     def n_canaries(self) -> int:
         """Judges that canary questions are put to, one in each order."""
-        return self.settings.canary * sum(seat.mode in ORDERED_MODES for seat in self.seated(None))
+        return self.settings.canary * len({s.identity for s in self.seated(None) if s.mode in ORDERED_MODES})
 
     def question(self, principle: Principle) -> Question:
         """Return the principle as it is put to this judge."""
