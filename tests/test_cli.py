@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cai.assay import probes
 from cai.cli import _parser
 from cai.cli.terminal import clean, table
 from tests import runs
@@ -102,8 +103,12 @@ def test_the_plan_is_exact_where_no_check_decides(tmp_path: Path) -> None:
     ],
     ids=["prior and canary", "cot", "score", "check"],
 )
-def test_the_plan_counts_what_a_judge_is_asked_beside_the_pairs(tmp_path: Path, judge: dict[str, object]) -> None:
-    runs.write_inputs(tmp_path, n_prompts=3)
+def test_the_plan_counts_what_a_judge_is_asked_beside_the_pairs(
+    tmp_path: Path, judge: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gold, *rest = probes.load(probes.shipped_folder())
+    monkeypatch.setattr(probes, "load", lambda folder: (gold[:2], *rest))  # fewer say as much here
+    runs.write_inputs(tmp_path, n_prompts=2)
     text = (tmp_path / "constitution.yaml").read_text(encoding="utf-8")
     start, end = text.index("  - id: brief"), text.index("  - id: kind")
     (tmp_path / "constitution.yaml").write_text(text[:start] + text[end:], encoding="utf-8")

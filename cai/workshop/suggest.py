@@ -123,7 +123,7 @@ async def suggest(pairs: Sequence[Preferred], held: Hearing) -> Suggestion:
     """
     if all(seat.mode == "reward_model" for seat in held.bench(()).seated(held.judge)):
         raise UserError(
-            "judge.mode: a reward model reads no principle, so that it can test none; set judge.mode=logprob, or another "
+            "judge.mode: a reward model reads no principle and can test none; set judge.mode=logprob, or another "
             "mode that asks a model"
         )
     is_held_out = len(pairs) >= LEAST_HELD_OUT
