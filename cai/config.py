@@ -288,7 +288,8 @@ class JudgeSection(Section):
     prior: Literal["off", "content_free"] = "off"
     """`content_free`: the judge's leaning to a letter is estimated on pairs without content, per principle, and taken
     off its verdicts wherever letters are weighed (Zhao et al. 2021): in the modes `logprob` and `cot`, also on a panel,
-    and in mode `rubric` under principles without a rubric. Grades, propositions and rewards favour no letter."""
+    and in mode `rubric`, where it is the leaning to yes on an answer without content, per proposition. Grades and
+    rewards offer no label to lean to."""
     canary: bool = False
     """Whether every pair is put one question more, whose answer is given away in our own turn: a judge that answers
     otherwise listens to somebody inside the pair, and the pair is flagged."""
@@ -308,8 +309,8 @@ class JudgeSection(Section):
         modes = {member.mode for member in self.panel.members} if self.mode == "panel" else {self.mode}
         if self.prior != "off" and not modes & {"logprob", "cot", "rubric"}:
             raise ValueError(
-                f"judge.prior is about letters; mode '{self.mode}' takes each answer by itself, and a leaning that "
-                "falls on both alike cancels; set prior: off"
+                f"judge.prior is about letters and yes or no; mode '{self.mode}' offers neither, and a leaning that "
+                "falls on both answers alike cancels; set prior: off"
             )
         return self
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from cai import canon, yamlfile
-from cai.checks import Check
+from cai.checks import Check, functions
 from cai.yamlfile import Finding, Loaded, Problem, ProblemsError, nearest, refusal
 
 Part = Literal["critique", "revision", "compare", "check", "rubric"]
@@ -307,6 +307,12 @@ class Constitution(Edited):
         """Return the principles that apply to prompts of this domain, in the file's order."""
         return tuple(principle for principle in self.principles if principle.applies_to(domain))
 
+    def ensure_allowed(self) -> None:
+        """Raise UserError for a function of a user's own in a check that may not or cannot be called here."""
+        for principle in self.principles:
+            if principle.check is not None and principle.check.function is not None:
+                functions.allowed(principle.check.function)
+
     @property
     def files(self) -> dict[str, str]:
         """The texts of the files that its checks have read, by name; they lie beside the constitution."""
@@ -418,6 +424,9 @@ def _unwise_alone(principle: Principle) -> Iterator[Finding]:
         words = len((getattr(principle, part) or "").split())
         if words > _LONG:
             yield Finding((part,), f"found {words} words, expected at most {_LONG}", "make two principles of it")
+    if principle.check is not None and (name := principle.check.function) and not functions.is_allowed(name):
+        found = f"found the function {yamlfile.quoted(name)}, which is not allowed here"
+        yield Finding(("check", "function"), found, f"if you trust it, export {functions.ALLOWED}={name}")
     if principle.check is not None and principle.compare is not None:
         yield Finding(("compare",), "found 'compare' beside 'check', which decides alone", "delete one of the two")
     elif principle.compare is not None and "?" not in principle.compare:

@@ -7,6 +7,9 @@ published in:
     {"samples": [[{"role": "User", "content": …}, …]]}, {"system_chat": [[…]]}                           critic
     [{"prompt": "\\n\\nHuman: …\\n\\nAssistant:", "corrects": [better], "incorrects": [worse]}]            judge
     [{"prompt": "…{}… (A) [[[…]]] (B) [[[…]]] … So the answer is: (A)"}]                                 judge
+    [{"prompt": "…(A) … (B) … Assistant: The answer is:", "corrects": [" (B)"], "incorrects": [" (A)"]}]    judge
+
+A list may also stand as JSON lines.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from cai.templates import Turn
 _MARK = re.compile(r"(?:\A|\n\n?)(Human|Assistant|CritiqueRequest|Critique|RevisionRequest|Revision):")
 _ROLES = {"Human": "user", "Assistant": "assistant", "Critique": "assistant", "Revision": "assistant"}
 _SLOT = "{}"
+_LETTER = re.compile(r"\(?([AB])\)?")
+"""All that is said where the two answers stand in the prompt itself."""
 _FOR_CRITIC = "transcripts with Human:, Assistant:, CritiqueRequest: and Critique:, or chats under 'samples'"
 _FOR_JUDGE = "plain text, or a list of 'prompt' with 'corrects' and 'incorrects', or of reasoned 'prompt' texts"
 
@@ -73,9 +78,20 @@ def _read(name: str, near: Path | None) -> tuple[Path, str, Any]:
     if not text.lstrip().startswith(("[", "{")):
         return path, text, None
     try:
-        return path, text, json.loads(text)
+        return path, text, _json(text)
     except ValueError as error:
         raise UserError(f"{path}: begins like JSON and is none ({error}); mend it, or begin it with words") from error
+
+
+def _json(text: str) -> Any:
+    """Return what JSON holds; JSON lines as a list. Raises ValueError."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if len(lines) < 2 or not all(line.lstrip().startswith("{") for line in lines):
+            raise
+        return [json.loads(line) for line in lines]
 
 
 # -- critiques ---------------------------------------------------------------------------------------------------------
@@ -120,6 +136,8 @@ def _is_comparison(row: Any) -> bool:
 def _comparison(index: int, row: dict[str, Any]) -> str:
     """Return one worked comparison. The better answer stands first in every other one, so that no letter is taught."""
     answers = [str(row["corrects"][0]).strip(), str(row["incorrects"][0]).strip()]
+    if is_lettered := _LETTER.fullmatch(answers[0]):
+        return f"Example {index + 1}.\n{_plain(row['prompt'])}\n\nThe better answer is answer {is_lettered[1]}"
     letter = "AB"[index % 2]
     first, second = answers if letter == "A" else reversed(answers)
     return (
@@ -137,4 +155,4 @@ def _reasoned(prompt: str) -> str:
 
 def _plain(text: str) -> str:
     """Return a transcript without the marker that waits for an answer, and without blank ends."""
-    return re.sub(r"\s*(?:Human|Assistant):\s*\Z", "", text).strip()
+    return re.sub(r"\s*(?:Human:|Assistant:(?:\s*The answer is:)?)\s*\Z", "", text).strip()

@@ -12,7 +12,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -183,13 +183,6 @@ class Manifest:
             "tokens": sum(s.get("prompt_tokens", 0) + s.get("completion_tokens", 0) for s in sessions),
             "hours": sum(s.get("seconds", 0) for s in sessions) / 3600,
         }
-
-
-def models_of(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Return the identity of every model by its role: `policy`, `judge`, and those that sit as `judge 1 (cot)`."""
-    models = dict(manifest.get("models") or {})
-    sit = models.pop("judges", ())
-    return models | {f"judge {place} ({mode})": identity for place, (mode, identity) in enumerate(sit, 1)}
 
 
 def settle_config(folder: Path, resolved: dict[str, Any], *, accept_changes: bool) -> list[str]:

@@ -152,7 +152,7 @@ class Planner:
         if pairs.most and most.most:
             self._prior(plan, few if pairs.least and few == able else [], able)
             self._canaries(plan, pairs.most)
-        pair = _tokens(_text(prompt)) + 2 * self.config.respond.max_tokens + 120
+        pair = _tokens(_text(prompt)) + 2 * self.config.respond.max_tokens + 120 + _tokens(self.bench.few_shot)
         plan.read_tokens += pairs.most * (2 * pair + most.most * 60)
         plan.new_tokens += pairs.most * most.written * settings.cot.max_tokens
 
@@ -180,6 +180,12 @@ class Planner:
         n_tried = len(readers - self._readers) * len(CONTENT_FREE) * len(OPTIONS)
         self._readers |= readers
         plan.kinds["canary"].add(0, n_tried + n_pairs * len(readers) * len(ORDERS))
+
+    def _reward(self, plan: PhasePlan, prompt: Prompt, least: int, most: int) -> None:
+        """Count the rewards of so many different answers."""
+        n = self.bench.n_rewards * any(p.check is None and p.applies_to(prompt.domain) for p in self.bench.principles)
+        plan.kinds["judge"].add(least * n, most * n)
+        plan.read_tokens += most * n * (_tokens(_text(prompt)) + self.config.respond.max_tokens)
 
     def _evaluation(self) -> PhasePlan:
         """Count the held-out answers: the first policy's in any run that trains, and what follows on a second one."""

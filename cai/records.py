@@ -220,7 +220,7 @@ class Part(BaseModel):
     reason: str | None = None
     """Why it could not be read, in a word; None otherwise."""
     prior: float | None = None
-    """As in Judgment, of this reading alone."""
+    """As in Judgment, of this reading alone; in `rubric` the log-odds of yes."""
 
 
 class Event(Record):

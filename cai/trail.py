@@ -112,6 +112,15 @@ class RunView:
             seats=tuple(Seat(mode, identity) for mode, identity in self.manifest["models"].get("judges", ())),
         )
 
+    @property
+    def models(self) -> dict[str, str]:
+        """Who answers (`policy`) and who judges (`judge`); where that is a panel or a reward model, `critic` too."""
+        known = dict(self.manifest["models"])
+        seats = known.pop("judges", [])
+        if not seats:
+            return known
+        return known | {"critic": known["judge"], "judge": self.bench.judges}
+
     def close(self) -> None:
         """Close the store, if it was opened."""
         if "connection" in vars(self):

@@ -133,6 +133,8 @@ def test_a_card_names_no_folder_of_this_machine(tmp_path: Path) -> None:
         card = cards.card(run, kind)
         assert str(tmp_path) not in card and str(Path.home()) not in card
         assert "- prompts.jsonl" in card
+    panel = f"mean of logprob:{tmp_path}/models/base@1 + reward_model:~/rm + cot:org/name@2"
+    assert facts.public_name(panel) == "mean of logprob:base@1 + reward_model:rm + cot:org/name@2"
 
 
 @pytest.mark.parametrize("text", HOSTILE)

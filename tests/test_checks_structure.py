@@ -241,6 +241,21 @@ def test_a_function_is_not_called_unless_the_environment_names_it(installed: pyt
         checks.run(Check(function="polite"), "Give me that.")
 
 
+def test_a_run_refuses_such_a_function_before_it_asks_anything(installed: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    installed.delenv(functions.ALLOWED, raising=False)
+    runs.write_inputs(tmp_path, n_prompts=1)
+    file = tmp_path / "constitution.yaml"
+    file.write_text(file.read_text(encoding="utf-8").replace("{max_words: 30}", "{function: polite}"), encoding="utf-8")
+    config = runs.write_config(tmp_path, runs.config(tmp_path))
+    assert "export CAI_CHECK_FUNCTIONS=polite" in runs.cai("run", config, check=2).stderr
+    assert not (tmp_path / "runs" / "run" / "manifest.json").exists()
+    told = "warning: found the function 'polite', which is not allowed here"
+    assert told in runs.cai("constitution", "lint", file).stdout
+    installed.setenv(functions.ALLOWED, "polite")
+    assert told not in runs.cai("constitution", "lint", file).stdout
+    assert runs.run_json(config)["accounting"]["failed"] == 0
+
+
 def test_an_allowed_function_says_what_is_wrong(installed: pytest.MonkeyPatch) -> None:
     installed.setenv(functions.ALLOWED, "rude, polite,absent")
     assert checks.run(Check(function="polite"), "please").passed

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cai.assay import probes
 from cai.cli import _parser
 from cai.cli.terminal import clean, table
 from tests import runs
@@ -90,6 +91,34 @@ def test_the_plan_is_exact_where_no_check_decides(tmp_path: Path) -> None:
     path = runs.write_config(tmp_path, runs.config(tmp_path))
     least, most = json.loads(runs.cai("plan", path, "--json").stdout)["requests"]
     assert least == most == runs.run_json(path)["calls"]["made"]
+
+
+@pytest.mark.parametrize(
+    "judge",
+    [
+        {"prior": "content_free", "canary": True},
+        {"mode": "cot", "prior": "content_free"},
+        {"mode": "score"},
+        {"check": {"enforce": True}, "prior": "content_free"},
+    ],
+    ids=["prior and canary", "cot", "score", "check"],
+)
+def test_the_plan_counts_what_a_judge_is_asked_beside_the_pairs(
+    tmp_path: Path, judge: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gold, *rest = probes.load(probes.shipped_folder())
+    monkeypatch.setattr(probes, "load", lambda folder: (gold[:2], *rest))  # fewer say as much here
+    runs.write_inputs(tmp_path, n_prompts=2)
+    text = (tmp_path / "constitution.yaml").read_text(encoding="utf-8")
+    start, end = text.index("  - id: brief"), text.index("  - id: kind")
+    (tmp_path / "constitution.yaml").write_text(text[:start] + text[end:], encoding="utf-8")
+    path = runs.write_config(tmp_path, runs.config(tmp_path, judge=judge))
+    planned = json.loads(runs.cai("plan", path, "--json").stdout)
+    least, most = planned["requests"]
+    made = runs.run_json(path)["calls"]["made"]
+    assert made == most and (least == most or "canary" in judge)
+    names = {phase["name"] for phase in planned["phases"]} - {"walk"}
+    assert names == ({"no content"} if "prior" in judge else set()) | ({"judge check"} if "check" in judge else set())
 
 
 def test_lint_finds_the_line(tmp_path: Path) -> None:

@@ -70,6 +70,14 @@ def test_reasoned_comparisons_are_put_in_our_own_words(tmp_path: Path) -> None:
     assert "[[[" not in text and "{}" not in text
 
 
+def test_lines_are_a_list_and_letters_name_the_better_of_two_in_the_prompt(tmp_path: Path) -> None:
+    asked = "\n\nHuman: Why?\n\n(A) Because.\n(B) Dunno.\n\nAssistant: The answer is:"
+    rows = [{"prompt": asked, "corrects": [f" ({letter})"], "incorrects": [" (X)"]} for letter in "AB"]
+    text = fewshot.for_judge(write(tmp_path, "".join(json.dumps(row) + "\n" for row in rows)))
+    assert text.count("(A) Because.\n(B) Dunno.\n\nThe better answer is answer") == 2
+    assert "answer A\n\nExample 2." in text and text.endswith("answer B") and "(X)" not in text
+
+
 def test_plain_text_stands_as_it_is_and_no_file_is_nothing(tmp_path: Path) -> None:
     assert fewshot.for_judge(write(tmp_path, "An example.\n")) == "An example."
     assert fewshot.for_judge(None) == "" and fewshot.for_critic(None) == ()

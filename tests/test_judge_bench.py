@@ -30,8 +30,13 @@ PREFERENCE = {"prompt": "Why?", "chosen": "good", "rejected": "bad", "subset": "
 MESSAGES = {"prompt": [{"role": "user", "content": "Why?"}], "chosen": [{"role": "assistant", "content": "good"}],
             "rejected": [{"role": "assistant", "content": "bad"}]}  # fmt: skip
 
+WHOLE = {key: [*MESSAGES["prompt"], *MESSAGES[key]] for key in ("chosen", "rejected")}
+LISTS = {"prompt": "Why?", "chosen": ["good"], "rejected": ["bad"], "num_correct": 1}
+SHAPES = {"ours": LABELLED, "llmbar": LLMBAR, "hh": HH, "rb": PREFERENCE, "rb lists": LISTS, "trl": MESSAGES,
+          "trl without prompt": WHOLE}  # fmt: skip
 
-@pytest.mark.parametrize("row", [LABELLED, LLMBAR, HH, PREFERENCE, MESSAGES], ids=["ours", "llmbar", "hh", "rb", "trl"])
+
+@pytest.mark.parametrize("row", SHAPES.values(), ids=SHAPES)
 def test_every_shape_is_read(row: dict) -> None:
     pair = from_any(row, 1)
     better = {"a": pair.text_a, "b": pair.text_b}[pair.label]

@@ -256,9 +256,13 @@ def test_a_run_refuses_to_train_below_the_thresholds_it_enforces(tmp_path: Path)
 def test_a_run_that_trains_nothing_tells_the_check_and_goes_on(tmp_path: Path) -> None:
     told = runs.run_json(a_config(tmp_path, judge__check={"enforce": True}))
     assert any(note.startswith("the judge passed") for note in told["notes"])
+    assert "Before the run the judge passed" in Path(told["report"]).read_text(encoding="utf-8")
 
 
-def test_a_run_tells_the_last_check_of_its_judge(tmp_path: Path) -> None:
+def test_a_run_tells_the_last_check_of_its_judge_or_that_there_was_none(tmp_path: Path) -> None:
     path = a_config(tmp_path)
+    first = runs.run_json(path, f"run.dir={tmp_path / 'runs' / 'first'}")["notes"]
+    assert any("has not been checked" in note for note in first)
     runs.cai("judge", "check", path, "--quiet", check=1)
-    assert any("the judge passed" in note for note in runs.run_json(path)["notes"])
+    notes = runs.run_json(path, "judge.tie_margin=0.02")["notes"]
+    assert any("the judge passed" in note and "with other settings" in note for note in notes)

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -13,10 +14,10 @@ from pydantic import ValidationError
 from cai import constitution
 from cai.config import JudgeSection
 from cai.constitution import Principle
-from cai.engine.model import Reply
+from cai.engine.model import Reply, ScoreGroup
 from cai.records import Comparison, Message, Part, Prompt
 from cai.stages.judge import Seat, grades, judge, panel, reread, rewards
-from cai.stages.judge.counting import calls_of
+from cai.stages.judge.counting import calls_of, content_free_of
 from cai.stages.judge.letters import CONTENT_FREE
 from cai.stages.settle import Asked, settle
 from cai.store.calls import Answer, Recorded, Tally
@@ -214,6 +215,46 @@ def test_a_leaning_after_reasons_is_estimated_after_reasons_and_taken_off(tmp_pa
     assert len(model.written) == n_written + 2 * samples  # what was learnt of the judge is not asked again
 
 
+def test_a_leaning_to_yes_is_taken_off_each_proposition(tmp_path: Path) -> None:
+    """The judge says yes with log-odds 3 more than it means, and to the second question 3 less."""
+
+    def lean(group: ScoreGroup, reply: Reply) -> Reply:
+        shift = -3.0 if "red" in group.tails[0][0].text else 3.0
+        p = 1 / (1 + math.exp(reply.logprobs["No"] - reply.logprobs["Yes"] - shift))
+        return Reply(logprobs={"Yes": math.log(p), "No": math.log1p(-p)}, outside=0.0)
+
+    class Leaning(InProcess):
+        async def score(self, group: ScoreGroup) -> list[Reply]:
+            one_by_one = [group.part([i]) for i in range(len(group.tails))]
+            return [lean(one, (await super(Leaning, self).score(one))[0]) for one in one_by_one]
+
+    def judged(name: str, model: InProcess, **settings: str) -> Any:
+        (tmp_path / name).mkdir()
+        return decide(tmp_path / name, model, a_bench(GRADED, mode="rubric", **settings), LONG, SHORT)[0]
+
+    meant, said = judged("meant", InProcess("contains:red")), judged("said", Leaning("contains:red"))
+    model = Leaning("contains:red")
+    mended = judged("mended", model, prior="content_free")
+    empty = judged("empty", InProcess("contains:red"), prior="content_free")
+    taken_off = [m.prior - e.prior for m, e in zip(mended.parts, empty.parts, strict=True)]
+    assert taken_off == pytest.approx([3.0, -3.0] * 2) and mended.prior is None
+    assert [p.value for p in mended.parts] == pytest.approx([p.value for p in empty.parts])
+    assert abs(said.p_a - meant.p_a) > 0.01 and mended.p_a == pytest.approx(empty.p_a)
+    bench = a_bench(GRADED, mode="rubric", prior="content_free")
+    n_read = len(content_free_of([GRADED], bench.seated(None), bench.settings))
+    assert n_read == 2 and sum(len(g.tails) for g in model.asked) == 4 + len(CONTENT_FREE) * n_read
+
+
+@pytest.mark.parametrize("mode", ["logprob", "score", "rubric"])
+def test_options_of_no_probability_at_all_say_nothing(tmp_path: Path, mode: str) -> None:
+    def silent(reply: Reply) -> Reply:
+        return Reply(logprobs=dict.fromkeys(reply.logprobs, -1e9), outside=1.0)
+
+    bench = a_bench(GRADED, mode=mode, max_outside_mass=1)
+    found = decide(tmp_path, InProcess(change=silent), bench, SHORT, LONG)
+    assert {(j.verdict, j.reason) for j in found} == {("invalid", "outside_options")}
+
+
 def test_questions_of_different_modes_have_different_ids() -> None:
     ids = {a_bench(GRADED, mode=mode).question(GRADED).id for mode in ("logprob", "cot", "score", "rubric")}
     assert len(ids) == 4
@@ -225,7 +266,7 @@ def test_questions_of_different_modes_have_different_ids() -> None:
         ({"mode": "reward_model"}, "reward_model"),
         ({"mode": "panel"}, "two or more"),
         ({"mode": "panel", "panel": {"members": [{}, {"mode": "reward_model"}]}}, "checkpoint"),
-        ({"mode": "score", "prior": "content_free"}, "falls on both alike cancels"),
+        ({"mode": "score", "prior": "content_free"}, "falls on both answers alike cancels"),
     ],
 )
 def test_a_mode_without_what_it_needs_is_refused(settings: dict, says: str) -> None:
@@ -291,7 +332,7 @@ def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "mode",
-    ["logprob", "cot", "cot of one", "cot prior", "score", "rubric", "reward_model", "panel", "prior"],
+    ["logprob", "cot", "cot of one", "cot prior", "score", "rubric", "rubric prior", "reward_model", "panel", "prior"],
 )
 def test_a_judgment_is_read_again_from_its_kept_replies(tmp_path: Path, mode: str) -> None:
     settings: dict = {
@@ -299,12 +340,13 @@ def test_a_judgment_is_read_again_from_its_kept_replies(tmp_path: Path, mode: st
         "cot of one": {"mode": "cot"},
         "cot prior": {"mode": "cot", "cot": {"samples": 2}, "prior": "content_free"},
         "prior": {"prior": "content_free"},
+        "rubric prior": {"mode": "rubric", "prior": "content_free"},
         "reward_model": {"mode": mode, "reward_model": {"checkpoint": "x"}},
         "panel": {
             "mode": mode,
             "prior": "content_free",
             "cot": {"samples": 2},
-            "panel": {"members": [{}, {"mode": "cot"}, {"mode": "score"}]},
+            "panel": {"members": [{}, {"mode": "cot"}, {"mode": "rubric"}]},
         },
     }.get(mode, {"mode": mode})
     bench = a_bench(GRADED, **settings)
@@ -313,7 +355,7 @@ def test_a_judgment_is_read_again_from_its_kept_replies(tmp_path: Path, mode: st
     if mode == "reward_model":
         bench = dataclasses.replace(bench, seats=(Seat(mode, "words", scorer),))
     if mode == "panel":
-        seats = tuple(Seat(m, "x", model) for m in ("logprob", "cot", "score"))
+        seats = tuple(Seat(m, "x", model) for m in ("logprob", "cot", "rubric"))
         bench = dataclasses.replace(bench, seats=seats)
     prompt = Prompt(messages=(Message(role="user", content="Why?"),))
     comparison = Comparison(phase="t", prompt_id=prompt.id, a_id="a", b_id="b", source="samples")

@@ -75,5 +75,14 @@ def test_decisions_asked_again_are_the_same_requests_and_their_agreement_is_told
     assert other["n"] == N and 0 < other["agreed"] < N and len(other["differences"]) == N - other["agreed"]
 
 
+@pytest.mark.parametrize("mode", [{}, {"mode": "cot", "cot": {"samples": 2, "clamp": [0, 1]}}], ids=["logprob", "cot"])
+def test_what_is_taken_off_is_taken_off_of_what_is_asked_again_too(tmp_path: Path, mode: dict[str, Any]) -> None:
+    runs.write_inputs(tmp_path, n_prompts=3)
+    judge = mode | {"prior": "content_free"}
+    path = runs.write_config(tmp_path, runs.config(tmp_path, judge=judge, engine__args=["--judge", "always-a"]))
+    told = _again(Path(runs.run_json(path)["run"]))
+    assert told["n"] == told["agreed"] > 5 and told["largest"] < 1e-9
+
+
 def _again(run: Path) -> dict[str, Any]:
     return dict(json.loads(runs.cai("audit", "replay", run, "--live", str(N), "--json").stdout)["live"])

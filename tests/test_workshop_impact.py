@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,14 @@ def test_changes_that_ask_nothing_ask_nothing(made: Any) -> None:
     same = preview(folder, text().replace("name: many", "name: other"))
     assert same["sample"] == 0 and "Nothing differs" in same["sentence"]
     assert (folder / "runs/run/store.sqlite").read_bytes() == before, "a preview only reads the run"
+
+
+def test_the_terminal_shows_any_changed_field_and_flips_side_by_side(made: Any) -> None:
+    folder, _, _ = made
+    old, run, new = folder / "runs/run/constitution.yaml", folder / "runs/run", folder / "heavy.yaml"
+    new.write_text(text().replace("title: Respect 5\n", "title: Respect 5\n    weight: 40.0\n"), encoding="utf-8")
+    said = runs.cai("constitution", "impact", old, new, "--run", run, "--sample", "20", "--quiet").stdout
+    assert "weight: 1.0 -> 40.0" in said and re.search(r"(?m)^    answer a +answer b$", said)
 
 
 def test_a_renamed_principle_keeps_its_votes_without_a_call(made: Any) -> None:

@@ -54,10 +54,11 @@ async def check(
     left_out = [{"name": p.name, "applies": False, "says": p.says} for p in PROBES if p not in taking_part]
     flagged = [said[t].flag is not None for t in trials if t.probe == "injection"]
     return {
-        "judge": _identity(judges.bench),
+        "judge": identity(judges.bench),
         "mode": settings.mode,
+        "by_letters": judges.bench.by_letters([trials[0].asked]),
         "data_id": data_id,
-        "settings_id": _settings_id(judges.bench),
+        "settings_id": settings_id(judges.bench),
         "n_trials": len(trials),
         "probes": sorted(told + left_out, key=lambda p: [probe.name for probe in PROBES].index(p["name"])),
         "injections_flagged": {"flagged": sum(flagged), "n": len(flagged)},
@@ -106,11 +107,12 @@ def _rate(
     }
 
 
-def _identity(bench: Bench) -> str:
+def identity(bench: Bench) -> str:
+    """Return who judges: the identities of the models that sit."""
     return " + ".join(dict.fromkeys(seat.identity for seat in bench.seated(None)))
 
 
-def _settings_id(bench: Bench) -> str:
+def settings_id(bench: Bench) -> str:
     """Return the content id of everything that decides what this judge says."""
     settings = bench.settings.model_dump(mode="json", exclude={"check", "principles", "on_disagreement"})
     seats = [[seat.mode, seat.identity] for seat in bench.seated(None)]
@@ -141,6 +143,19 @@ def below(told: dict[str, Any]) -> list[str]:
             rate = "nothing decided" if probe["rate"] is None else f"{probe['rate']:.2f} of {probe['n']}"
             clauses.append(f"{probe['name']} {rate} (at least {probe['least']:g})")
     return clauses
+
+
+def sentence(told: dict[str, Any]) -> str:
+    """Return a check in one sentence."""
+    held = [probe for probe in told["probes"] if probe["applies"]]
+    passed = sum(probe["passed"] for probe in held)
+    clauses = [f"the judge passed {passed} of {len(held)} probes on {told['time'][:10]}"]
+    if not told["passed"]:
+        clauses.append(f"below its threshold: {'; '.join(below(told))}")
+    fell = [f"{p['name']} {p['was']:.2f} to {p['rate']:.2f}" for p in held if p.get("fell")]
+    if fell:
+        clauses.append(f"fell since the check before, on {told['last']['time'][:10]}: {', '.join(fell)}")
+    return "; ".join(clauses)
 
 
 def compared(told: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@
     input, output_1, output_2, label: 1 | 2                        LLMBar
     chosen, rejected (whole transcripts)                           hh-rlhf
     prompt, chosen, rejected (texts or messages)                   RewardBench, TRL, hh_pairs
+    chosen, rejected (whole conversations as messages)             TRL without a prompt of its own
 
 The shape is told by the keys. In the last two the better answer always stands first, so which arm it becomes is drawn
 by hash: a judge that likes arm a must not look right.
@@ -122,8 +123,8 @@ def _labelled(row: dict[str, Any], number: int, first: str, second: str) -> Labe
 
 def _preferred(row: dict[str, Any], number: int) -> Labelled:
     if row.get("prompt") is None and row.get("messages") is None:
-        prompt, chosen = _of_transcript(row, "chosen")
-        other, rejected = _of_transcript(row, "rejected")
+        read = _of_conversation if isinstance(row["chosen"], list) else _of_transcript
+        (prompt, chosen), (other, rejected) = read(row, "chosen"), read(row, "rejected")
         if prompt.messages != other.messages:
             raise Malformed("found two conversations, expected 'chosen' and 'rejected' to differ in the last turn only")
     else:
@@ -143,6 +144,13 @@ def _of_transcript(row: dict[str, Any], key: str) -> tuple[Prompt, str]:
     return from_hh({"chosen": asked}), said.strip()
 
 
+def _of_conversation(row: dict[str, Any], key: str) -> tuple[Prompt, str]:
+    messages = row[key]
+    if not isinstance(messages, list) or len(messages) < 2:
+        raise Malformed(f"found no conversation in '{key}', expected messages that end with the answer")
+    return from_row({"messages": messages[:-1]}), _said(row, key)
+
+
 def _prompt(row: dict[str, Any]) -> Prompt:
     for key in ("messages", "prompt"):
         value = row.get(key)
@@ -156,10 +164,10 @@ def _prompt(row: dict[str, Any]) -> Prompt:
 def _said(row: dict[str, Any], key: str) -> str:
     """Return an answer: a text, or the last of some messages."""
     value = row[key]
-    if isinstance(value, list) and value and isinstance(value[-1], dict):
-        value = value[-1].get("content")
+    if isinstance(value, list) and value:
+        value = value[-1].get("content") if isinstance(value[-1], dict) else value[0] if len(value) == 1 else None
     if not isinstance(value, str) or "\0" in value:
-        raise Malformed(f"found {type(value).__name__} in '{key}', expected the answer's text")
+        raise Malformed(f"found {type(row[key]).__name__} in '{key}', expected the answer's text")
     return value.encode("utf-8", "replace").decode()
 
 

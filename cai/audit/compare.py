@@ -10,7 +10,7 @@ from typing import Any
 
 from cai.constitution import PARTS, Constitution
 from cai.evaluate.intervals import wilson
-from cai.manifest import FREE_FIELDS, _flat, models_of
+from cai.manifest import FREE_FIELDS, _flat
 from cai.records import PEOPLE, Judgment, Question
 from cai.stages.settle import Vote
 from cai.trail import Ended, RunView
@@ -30,7 +30,7 @@ def compare(one: RunView, other: RunView) -> dict[str, Any]:
     return {
         "runs": [str(one.folder), str(other.folder)],
         "config": _fields(one, other),
-        "models": _changed(models_of(one.manifest), models_of(other.manifest)),
+        "models": _changed(one.models, other.models),
         "templates": _templates(one, other),
         "constitution": list(_constitution(one.constitution, other.constitution)),
         "pairs": {"one": _n_pairs(one), "other": _n_pairs(other), "matched": len(matched)},

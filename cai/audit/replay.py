@@ -27,7 +27,7 @@ def replay(run: RunView) -> dict[str, Any]:
     counts = {"judgments": 0, "by_code": 0, "pairs": 0, "not_replayable": 0}
     principles = {
         p.id_of(part): p for p in run.constitution.principles for part in ("check", "rubric") if part in p.part_ids
-    }
+    } | {run.bench.question(p).text_id: p for p in run.constitution.principles}
     rows: list[bytes] = []
     origins: list[bytes] = []
     for phase, side in [*((p, "train") for p in run.phases), ("evaluate", "held_out")]:

@@ -102,9 +102,12 @@ def _decision(decision: dict[str, Any], most: int | None) -> Iterator[str]:
         yield f"    flagged: {decision['flag']}"
     if principle.get("note"):
         yield f"    note: {principle['note']}"
+    if decision["prior"] is not None:
+        yield f"    leaning to answer A, taken off: {decision['prior']:.2f} nats"
     for part in decision["parts"]:
-        value = part["reason"] if part["value"] is None else f"{part['value']:.4f}"
-        yield f"    {part['name']}: {value}"
+        value = f"not read ({part['reason']})" if part["value"] is None else f"{part['value']:.4f}"
+        leaning = "" if part["prior"] is None else f", leaning taken off {part['prior']:.2f} nats"
+        yield f"    {part['name']}: {value}{leaning}"
         if part["call"]:
             yield from _call(part["call"], most, "      ")
     if not decision["parts"]:

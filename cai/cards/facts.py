@@ -62,7 +62,11 @@ def trained_phases(run: RunView) -> list[str]:
 
 
 def public_name(name: str) -> str:
-    """Return a model's name without the folders it lies in on this machine: of a path, its end."""
+    """Return a model's name (of a panel, all names) without the folders it lies in here: of a path, its end."""
+    rule, is_panel, members = name.partition(" of ")
+    if is_panel and rule in ("mean", "majority"):
+        parts = (member.partition(":") for member in members.split(" + "))
+        return f"{rule} of " + " + ".join(f"{mode}:{public_name(identity)}" for mode, _, identity in parts)
     place, at, rest = name.partition("@")
     return _leaf(place) + at + rest if place.startswith(("/", "~", ".")) or place.count("/") > 1 else name
 

@@ -21,15 +21,25 @@ ALLOWED = "CAI_CHECK_FUNCTIONS"
 """Environment variable: names separated by commas."""
 
 
-def call(name: str, text: str) -> str | None:
-    """Return what the function finds wrong, or None. Raises UserError where it may not or cannot be called."""
-    allowed = {each.strip() for each in os.environ.get(ALLOWED, "").split(",")}
-    if name not in allowed:
+def is_allowed(name: str) -> bool:
+    """Return whether the environment allows a function by name."""
+    return name in {each.strip() for each in os.environ.get(ALLOWED, "").split(",")}
+
+
+def allowed(name: str) -> Callable[[str], object]:
+    """Return a function that may be called. Raises UserError for one that is not allowed or not installed."""
+    if not is_allowed(name):
         raise UserError(
             f"the check function '{name}' is not allowed here; if you trust it, export {ALLOWED}={name} and try again"
         )
+    return _function(name)
+
+
+def call(name: str, text: str) -> str | None:
+    """Return what the function finds wrong, or None. Raises UserError where it may not or cannot be called."""
+    function = allowed(name)
     try:
-        said = _function(name)(text)
+        said = function(text)
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 - somebody else's code

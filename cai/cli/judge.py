@@ -78,6 +78,8 @@ def show_check(told: dict[str, Any]) -> None:
     from cai.cli.terminal import say, table
 
     say(f"judge: {told['judge']} ({told['mode']}), {told['n_trials']} trials")
+    if told["by_letters"]:
+        say("the pairs here have no rubric: a judge by rubrics is asked for letters, as under principles without one")
     if before := told["last"]:
         same = "the same judge" if before["same_judge"] else f"{before['judge']} ({before['mode']}) or other settings"
         say(f"last check: {before['time']}, {same}")
@@ -97,7 +99,7 @@ def show_check(told: dict[str, Any]) -> None:
     flagged = told["injections_flagged"]
     say(f"canaries flagged {flagged['flagged']} of {flagged['n']} injections")
     if taken := told["priors"]:
-        say(f"leaning to letter A, taken off: {taken['low']:.2f} to {taken['high']:.2f} nats, by principle")
+        say(f"leaning to A (or to yes), taken off: {taken['low']:.2f} to {taken['high']:.2f} nats, by question")
     for reason, n in told["unusable"].items():
         say(f"replies that could not be read: {n} {reason}")
     if told["passed"]:
@@ -137,6 +139,8 @@ def _show_bench(told: dict[str, Any]) -> None:
     from cai.cli.terminal import say, table
 
     say(f"judge: {told['judge']} ({told['mode']}), asked {told['asked']}; {told['n']} pairs in {told['seconds']:.0f} s")
+    if told["by_letters"]:
+        say("what has no rubric is judged by letters; --by constitution asks by the rubrics of the principles")
     say()
     for sentence in told["plainly"]:
         say(sentence)
@@ -180,7 +184,8 @@ def _show_habits(told: dict[str, Any]) -> None:
     if people := told["people"]:
         rows.append(["people among themselves", _share(people["agreed"]), f"on {people['n']} pairs"])
     rows.append(["pairs flagged", str(told["flagged"]), ""])
-    rows += [["leaning to A, taken off", f"{prior:.2f} nats", ""] for prior in told["priors"]]
+    if priors := told["priors"]:
+        rows.append(["leaning to A (or to yes), taken off", f"{priors[0]:.2f} to {priors[-1]:.2f} nats", "by question"])
     say()
     say(table(rows, ("what the judge goes by", "", "")))
     if told["effects"]["why_not"]:

@@ -60,8 +60,8 @@ class Tally:
     picked_longer: int = 0
     """Of these, those for the longer one."""
     prior: float | None = None
-    """Log-odds of the first letter that were taken off its verdicts (nats), of a panel those of its first member that
-    weighs letters; None where none were."""
+    """Log-odds of the first letter (of yes, under a rubric's first question) that were taken off its verdicts (nats),
+    of a panel those of its first member that leans; None where none were."""
 
     @property
     def by_model(self) -> bool:
@@ -75,6 +75,7 @@ class Tally:
 
     def add(self, vote: Vote, judgments: Iterable[Judgment], lengths: tuple[int, int]) -> None:
         """Count one principle's part in one comparison whose arms have these lengths in words."""
+        judgments = list(judgments)
         self.due += 1
         self.stands[vote.stand] += 1
         if vote.stand == "votes" and vote.p_a is not None:

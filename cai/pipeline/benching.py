@@ -16,6 +16,7 @@ from cai.constitution import Principle
 from cai.manifest import now, write_atomically
 from cai.pipeline.hearing import Hearing, beside, hearing
 from cai.pipeline.meter import Meter
+from cai.stages.judge import Bench
 
 FOLDER = "judge-bench"
 """Beside the runs: the store of what was asked, and a folder of results per data file."""
@@ -39,12 +40,13 @@ async def bench(
     principles = _principles(config, near, by)
     folder = beside(config, FOLDER)
     async with hearing(config, folder, near=near, meter=meter, siblings=config.run.reuse) as held:
-        rows, seconds, identity = await _ask_all(held, pairs, principles)
+        rows, seconds, bench = await _ask_all(held, pairs, principles)
     told = {
         "time": now(),
-        "judge": identity,
+        "judge": bench.judges,
         "mode": config.judge.mode,
         "asked": by,
+        "by_letters": bench.by_letters(principles),
         "data": data.name,
         "seconds": round(seconds, 1),
         "calls": {"made": meter.tally.made, "reused": meter.tally.reused},
@@ -62,8 +64,8 @@ def _principles(config: RunConfig, near: Path | None, by: str) -> tuple[Principl
 
 async def _ask_all(
     held: Hearing, pairs: list[labelled.Labelled], principles: tuple[Principle, ...]
-) -> tuple[list[Row], float, str]:
-    """Return the rows, the seconds they took once the judge had answered its first question, and who it is."""
+) -> tuple[list[Row], float, Bench]:
+    """Return the rows, the seconds they took once the judge had answered its first question, and who judged how."""
     bench, judge = held.bench(principles, draws=True), held.judge
     # The first pair starts the server; what comes before its answer is not the judge's time.
     first = await ask(pairs[0], bench, judge)
@@ -73,7 +75,7 @@ async def _ask_all(
         in_flight = held.config.engine.prompts_in_flight
         rest = await ask_all(pairs[1:], lambda pair: ask(pair, bench, judge), in_flight=in_flight, tell=stage.tick)
     rows = [Row(pair, said) for pair, said in zip(pairs, [first, *rest], strict=True)]
-    return rows, time.monotonic() - began, bench.question(principles[0]).judge
+    return rows, time.monotonic() - began, bench
 
 
 def _effects(rows: list[Row]) -> dict[str, Any]:

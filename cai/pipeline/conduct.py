@@ -114,6 +114,7 @@ class Conductor:
             text_path = shipped.find(config.constitution, near=self.near)
             templates = Templates(shipped.find(config.templates or "prompts", near=self.near))
         edited_text = constitution.load(text_path)  # every problem is told before the folder is touched
+        edited_text.ensure_allowed()
         self.manifest = Manifest(folder)
         if not self._from_folder:
             self.manifest.tree |= {"sources": sources_id(config, self.near), "places": places(config, self.near)}

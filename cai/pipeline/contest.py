@@ -13,8 +13,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
-from cai import canon, constitution, promptset, shipped
+from cai import canon, constitution, fewshot, promptset, shipped
 from cai.config import EngineSection, EvaluateSection, ModelSection, Phase, PromptsSection, RunConfig, RunSection
 from cai.engine.command import shares_gpu_with_training
 from cai.engine.model import Likelihood
@@ -23,11 +24,13 @@ from cai.evaluate.standings import phase_between, phase_of
 from cai.evaluate.suite import Suite, check_domains
 from cai.executors.local import for_each
 from cai.manifest import Manifest, RunLock, id_of, keep_text, settle_config, write_atomically
+from cai.pipeline import judges
 from cai.pipeline.meter import Meter
 from cai.pipeline.serving import Fleet, Lazy, identity_of
 from cai.records import Prompt, Question, Response
 from cai.stages.compare import compare_policies
 from cai.stages.judge import Bench, judge
+from cai.stages.judge.bench import judges_in_words
 from cai.stages.respond import opening, respond
 from cai.stages.walk import sampling_of
 from cai.store.calls import Recorded, Siblings
@@ -103,7 +106,7 @@ class Contest:
         check_domains(suite, read.prompts)
         self.prompts, n_seen = self._unseen(read.prompts)
         config = self._config()
-        self.manifest = Manifest(self.folder)
+        self.manifest, sitting = Manifest(self.folder), judges.identities(config)
         settle_config(self.folder, config.model_dump(mode="json"), accept_changes=False)
         texts = {"constitution.yaml": path.read_text(encoding="utf-8")}
         texts |= {f"prompts/{name}.jinja": t.source for name, t in templates.by_name.items()}
@@ -119,7 +122,7 @@ class Contest:
             config_id=id_of(config.model_dump(mode="json")),
             constitution={"path": suite.constitution, "id": self.constitution.id, "name": self.constitution.name},
             templates=templates.ids,
-            models={"policy": self.identities[0], "judge": self._judge_identity},
+            models={"policy": self.identities[0], "judge": self._judge_identity, **sitting},
             policies=policies,
             prompts={
                 "read": read.n_read,
@@ -131,7 +134,7 @@ class Contest:
             contest={
                 "suite": suite.model_dump(mode="json"),
                 "policies": policies,
-                "judge": self._judge_identity,
+                "judge": judges_in_words(suite.judge, sitting.get("judges", []), self._judge_identity),
             },
         )
 
@@ -215,6 +218,9 @@ class Contest:
 
     def _model(self, section: ModelSection, name: str) -> Recorded:
         model: Lazy = self._fleet.model(section, name)
+        return self._recorded(model)
+
+    def _recorded(self, model: Any) -> Recorded:
         return Recorded(model, self.store, self.meter.tally, siblings=self._siblings)
 
     async def _answer(self, name: str, policy: Recorded) -> dict[str, list[Response]]:
@@ -277,9 +283,6 @@ class Contest:
 
     def _bench(self, judge_model: Recorded) -> Bench:
         settings = self.suite.judge
-        few_shot = ""
-        if settings.few_shot:
-            few_shot = shipped.find(settings.few_shot, near=self.entry.near).read_text(encoding="utf-8").strip()
         return Bench(
             principles=self.constitution.principles,
             templates=self.templates,
@@ -287,7 +290,8 @@ class Contest:
             fence=Fence.beside(self.folder),
             judge_identity=judge_model.identity,
             seed=self.suite.seed,
-            few_shot=few_shot,
+            few_shot=fewshot.for_judge(settings.few_shot, near=self.entry.near),
+            seats=judges.seats(self._config(), self._fleet, self.meter, judge_model, self._recorded),
         )
 
     async def _each(self, phase: str, work: Callable[[Prompt], Awaitable[None]]) -> None:

@@ -17,7 +17,7 @@ from cai.config import RunConfig
 from cai.engine.model import Generate, Likelihood, Reply, Reward, ScoreGroup
 from cai.executors import local
 from cai.manifest import Manifest
-from cai.pipeline import evaluation, judges
+from cai.pipeline import evaluation, judges, licence
 from cai.pipeline.conduct import Conductor
 from cai.pipeline.ingest import Divided
 from cai.pipeline.meter import Meter
@@ -68,6 +68,8 @@ class _Foreseeing(Conductor):
         policy = self._recorded(self.fleet.model(config.models.policy, "policy"))
         judge = self._recorded(self.fleet.model(config.models.judge or config.models.policy, "judge"))
         turns, seen = list(self.turns()), []
+        if config.judge.check.enforce and self.manifest["judge_check"] is None:
+            await licence.ask(self, judge, instead=lambda model: _StandIn(model.identity))
         await evaluation.answer(self, policy, "before")
         for turn in turns:
             seen.append(turn.name)
@@ -142,6 +144,9 @@ class _StandIn:
 
     def __init__(self, identity: str) -> None:
         self.identity = identity
+
+    async def reward(self, request: Reward) -> Reply:
+        return Reply(reward=0.0)
 
     async def generate(self, request: Generate) -> Reply:
         return Reply(text=f"(text {next(self._numbers)} that is not written yet)", finish_reason="stop")

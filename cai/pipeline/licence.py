@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai.assay import probes
-from cai.assay.check import Judges, below, check, compared
+from cai.assay.check import Judges, below, check, compared, identity, sentence, settings_id
 from cai.errors import Stopped
 from cai.manifest import now
 from cai.pipeline import judges
@@ -32,7 +33,7 @@ async def grant(conductor: Conductor, judge: Recorded) -> None:
         return
     told = conductor.manifest["judge_check"]
     if told is None or told["inputs"] != _inputs(conductor):
-        told = compared({"time": now()} | await _check(conductor, judge), last_beside(config))
+        told = compared({"time": now()} | await ask(conductor, judge), last_beside(config))
         conductor.manifest.save(judge_check=told | {"inputs": _inputs(conductor)})
     conductor.meter.note(sentence(told))
     if not told["passed"] and any(turn.phase.train != "none" for turn in conductor.turns()):
@@ -47,13 +48,19 @@ def _inputs(conductor: Conductor) -> dict[str, Any]:
     return kept | {"check": conductor.config.judge.check.model_dump()}
 
 
-async def _check(conductor: Conductor, judge: Recorded) -> dict[str, Any]:
+async def ask(
+    conductor: Conductor, judge: Recorded, *, instead: Callable[[Any], Any] = lambda model: model
+) -> dict[str, Any]:
+    """Return what every probe came to, the calls kept in the run's store; those of `repeat` are kept nowhere.
+
+    `instead` gives another model for one that is asked again.
+    """
     bench = conductor.bench(judge)
     with tempfile.TemporaryDirectory(prefix="cai-again-") as folder:
         store = Store(Path(folder) / "store.sqlite")
 
         def forgetful(model: Any) -> Recorded:
-            return Recorded(model, store, conductor.meter.tally)
+            return Recorded(instead(model), store, conductor.meter.tally)
 
         try:
             again = forgetful(judge.model)
@@ -67,20 +74,10 @@ async def _check(conductor: Conductor, judge: Recorded) -> dict[str, Any]:
             store.close()
 
 
-def sentence(told: dict[str, Any]) -> str:
-    """Return a check in one sentence."""
-    held = [probe for probe in told["probes"] if probe["applies"]]
-    passed = sum(probe["passed"] for probe in held)
-    clauses = [f"the judge passed {passed} of {len(held)} probes on {told['time'][:10]}"]
-    if not told["passed"]:
-        clauses.append(f"below its threshold: {'; '.join(below(told))}")
-    fell = [f"{p['name']} {p['was']:.2f} to {p['rate']:.2f}" for p in held if p.get("fell")]
-    if fell:
-        clauses.append(f"fell since the check before, on {told['last']['time'][:10]}: {', '.join(fell)}")
-    return "; ".join(clauses)
-
-
 def _tell_last(conductor: Conductor, judge: Recorded) -> None:
-    told = last_beside(conductor.config)
-    if told is not None and told["judge"] == judge.identity:
-        conductor.meter.note(sentence(told))
+    told, bench = last_beside(conductor.config), conductor.bench(judge)
+    if told is not None and told["judge"] == identity(bench):
+        other = "" if told["settings_id"] == settings_id(bench) else " (with other settings than this run's)"
+        conductor.meter.note(f"{sentence(told)}{other}")
+    elif any(p.check is None for p in bench.principles):
+        conductor.meter.note("the judge has not been checked: `cai judge check` tries it on twelve probes")

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from cai import evaluate
+from cai.assay.check import sentence
 from cai.config import Phase
 from cai.evaluate import JudgeCount
 from cai.evaluate.conflicts import Conflicts
-from cai.manifest import models_of, now
+from cai.manifest import now
 from cai.report import examples, words
 from cai.report.page import redacted
 from cai.stages.admit import Accounting, total
@@ -38,7 +39,8 @@ def _collected(run: RunView) -> dict[str, Any]:
         "written": now(),
         "run": _run(run),
         "constitution": _constitution(run),
-        "models": {role: redacted(identity) for role, identity in models_of(run.manifest).items()},
+        "models": {role: redacted(identity) for role, identity in run.models.items()},
+        "judge_check": sentence(checked) if (checked := run.manifest.get("judge_check")) else None,
         "policies": [_strings_redacted(policy) for policy in run.manifest.get("policies") or []],
         "prompts": _prompts(run),
         "phases": phases,

@@ -10,32 +10,39 @@ from typing import Any
 from cai import canon
 from cai.config import Phase
 from cai.constitution import Principle
-from cai.records import Prompt
+from cai.records import Comparison, Prompt
 from cai.stages.critique import draw
+from cai.stages.judge import Bench
+from cai.stages.judge.counting import Calls, calls_of
 from cai.trail import RunView
 from cai.workshop.difference import Difference
 
 
 def relabel(
-    owed: Mapping[str, int], sampled: Mapping[str, int], run: RunView, asked: Mapping[str, Any]
+    owed: Mapping[str, int], sampled: Mapping[str, int], run: RunView, asked: Mapping[str, Any], bench: Bench
 ) -> dict[str, Any]:
     """Return the cost of a full re-label: decisions by principle, calls, tokens, and seconds at the sample's speed.
 
     `owed` are the decisions of the judge model that it has to make, `sampled` those of them that the sample has made;
-    they are kept and not paid for twice.
+    they are kept and not paid for twice. Calls are exact, except that after two reasonings of the same words one
+    question is asked.
     """
     left = {name: n - sampled.get(name, 0) for name, n in owed.items()}
-    n_left, n_sampled = sum(left.values()), sum(sampled.values())
-    calls = round(n_left * (asked["made"] + asked["reused"]) / n_sampled) if n_sampled else 0 if not n_left else None
-    tokens_each = asked["prompt_tokens"] / asked["made"] if asked["made"] else _mean_tokens(run, "score", "n_prompt")
+    by_id = {p.id: p for p in bench.principles}
+    calls = sum(n * _calls([by_id[id_]], bench).most // len(bench.orders(by_id[id_])) for id_, n in left.items())
+    tokens_each = asked["tokens"] / asked["made"] if asked["made"] else _mean_tokens(run, "score", "n_prompt")
     speed = asked["made"] / asked["seconds"] if asked["made"] and asked["seconds"] else None
     return {
         "decisions": dict(owed),
         "decisions_left": left,
         "calls": calls,
-        "tokens": None if calls is None or tokens_each is None else round(calls * tokens_each),
-        "seconds": 0.0 if calls == 0 else None if calls is None or speed is None else round(calls / speed, 1),
+        "tokens": None if tokens_each is None else round(calls * tokens_each),
+        "seconds": 0.0 if calls == 0 else None if speed is None else round(calls / speed, 1),
     }
+
+
+def _calls(principles: Sequence[Principle], bench: Bench) -> Calls:
+    return calls_of(principles, bench.seated(None), bench.settings)
 
 
 def _mean_tokens(run: RunView, kind: str, field: str) -> float | None:
@@ -56,10 +63,14 @@ class _Count:
     critiques: int = 0
     revisions: int = 0
     comparisons: int = 0
+    calls: int = 0
+    """Requests that judging those comparisons takes."""
 
 
-def regenerated(run: RunView, difference: Difference) -> dict[str, Any]:
+def regenerated(run: RunView, difference: Difference, bench: Bench) -> dict[str, Any]:
     """Return what the edit would make the run write again, at most: critiques, revisions and what compares them.
+
+    `calls` are the judge's, for those comparisons under the new text, whose questions `bench` holds.
 
     Principles are drawn by hash, so every draw under the new text is known before anything is asked. From the first
     round that draws differently, or draws a changed text, the whole chain is written again.
@@ -71,7 +82,9 @@ def regenerated(run: RunView, difference: Difference) -> dict[str, Any]:
         seed = canon.seed_of(run.config.run.seed, name)
         for _, prompt in run.prompts("train"):
             for sample in range(phase.samples):
-                _chain(prompt, sample, phase, seed, difference, counted, of)
+                if _chain(prompt, sample, phase, seed, difference, counted, of):
+                    judged = _calls(_asked_about(prompt, name, bench), bench)
+                    counted.calls += judged.most + 2 * judged.reward_models
     asked = counted.critiques + counted.revisions
     tokens = _mean_tokens(run, "generate", "n_completion")
     return {
@@ -79,6 +92,7 @@ def regenerated(run: RunView, difference: Difference) -> dict[str, Any]:
         "critiques": counted.critiques,
         "revisions": counted.revisions,
         "comparisons": counted.comparisons,
+        "calls": counted.calls,
         "because_of": dict(of.most_common()),
         "tokens": None if tokens is None else round(asked * tokens),
     }
@@ -94,17 +108,25 @@ def phases_of(run: RunView) -> Iterator[tuple[str, Phase]]:
 
 def _chain(
     prompt: Prompt, sample: int, phase: Phase, seed: int, difference: Difference, counted: _Count, of: Counter[str]
-) -> None:
+) -> bool:
+    """Count one chain; return whether it gives a comparison anew."""
     sides = [_draws(c.principles, prompt, sample, phase, seed) for c in (difference.old, difference.new)]
     first = next((i for i, (old, new) in enumerate(zip(*sides, strict=True)) if _said(old) != _said(new)), None)
     if first is None:
-        return
+        return False
     drawn = sides[1][first:]
     of[drawn[0].id if drawn[0] else "(none drawn)"] += 1
     counted.chains += 1
     counted.critiques += sum(p is not None and p.check is None for p in drawn)
     counted.revisions += sum(p is not None for p in drawn)
     counted.comparisons += "revision" in phase.pairs
+    return "revision" in phase.pairs
+
+
+def _asked_about(prompt: Prompt, phase: str, bench: Bench) -> list[Principle]:
+    """Return the principles asked about a comparison not made yet; where they are drawn, as many of them."""
+    stand_in = Comparison(phase=phase, prompt_id=prompt.id, a_id="a", b_id="b", source="revision")
+    return bench.chosen(stand_in, prompt.domain)
 
 
 def _draws(

@@ -146,11 +146,13 @@ def fence_of(run: RunView) -> Fence:
 
 async def redo(preview: Preview, held: Hearing | None, meter: Meter) -> list[Redone]:
     """Return the sampled comparisons as they stand and as they would. `held` may be None where no model is needed."""
-    if held is not None and held.judge.identity != preview.run.manifest["models"]["judge"]:
-        raise UserError(
-            f"{preview.run.folder}: was judged by '{preview.run.manifest['models']['judge']}', this config's judge is "
-            f"'{held.judge.identity}'; name the same judge, or the flips would be the judge's and not the edit's"
-        )
+    if held is not None:
+        was, now = ((b.settings.mode, b.judges) for b in (preview.bench, held.bench(preview.bench.principles)))
+        if now != was:
+            raise UserError(
+                f"{preview.run.folder}: was judged by '{was[1]}' (mode {was[0]}), this config's judge is '{now[1]}' "
+                f"(mode {now[0]}); name the same judge, or the flips would be the judge's and not the edit's"
+            )
     slots = asyncio.Semaphore(_IN_FLIGHT)
 
     with meter.stage("judge the sample", len(preview.sample)) as stage:
@@ -211,7 +213,7 @@ def measure(preview: Preview, redone: Sequence[Redone], asked: dict[str, Any]) -
     run, difference = preview.run, preview.difference
     return {
         "run": str(run.folder),
-        "judge": run.manifest["models"]["judge"],
+        "judge": run.models["judge"],
         "difference": difference.as_dict(),
         "comparisons": preview.n_comparisons,
         "touched": preview.n_touched,
@@ -221,8 +223,8 @@ def measure(preview: Preview, redone: Sequence[Redone], asked: dict[str, Any]) -
         "principles": [_principle(change, preview, redone) for change in difference.changed],
         "labels": _labels(redone),
         "rows": _rows(redone, preview.n_touched),
-        "regenerate": costs.regenerated(run, difference),
-        "relabel": costs.relabel(preview.owed, Counter(_owed_in(redone, preview)), run, asked),
+        "regenerate": costs.regenerated(run, difference, preview.bench),
+        "relabel": costs.relabel(preview.owed, Counter(_owed_in(redone, preview)), run, asked, preview.bench),
         "examples": [_example(each, preview) for each in _examples(redone, preview)],
     }
 

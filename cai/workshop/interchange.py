@@ -86,6 +86,11 @@ def _read(text: str, source_name: str) -> tuple[str, list[dict[str, Any]], Any]:
         if text.lstrip().startswith(("[", '{"constitutions"')) and not _ITEM.match(text):
             raise UserError(f"{source_name}: begins like JSON and is none ({error}); mend it") from error
         return "list", _plain_rows(text, source_name), None
+    if _is_worked(value):
+        raise UserError(
+            f"{source_name}: found worked examples, expected principles; give such a file as critique.few_shot or "
+            "judge.few_shot in the config"
+        )
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         is_comparison = any(item.rstrip().endswith("Options:") for item in value)
         format_ = "comparison" if is_comparison else "list"
@@ -95,6 +100,15 @@ def _read(text: str, source_name: str) -> tuple[str, list[dict[str, Any]], Any]:
     if isinstance(value, dict) and value and all(_is_request(item) for item in value.values()):
         return "critique-revision", [_request_row(key, item) for key, item in value.items()], value
     raise UserError(f"{source_name}: found JSON of an unknown shape, expected one of {', '.join(FORMATS)} (see --help)")
+
+
+def _is_worked(value: Any) -> bool:
+    """Return whether JSON holds worked critiques or comparisons, as transcripts or as rows."""
+    if isinstance(value, dict):
+        return isinstance(value.get("samples"), list)
+    rows = value if isinstance(value, list) and value else [None]
+    is_transcript = all(isinstance(row, str) and "\n\nAssistant:" in row for row in rows)
+    return is_transcript or all(isinstance(row, dict) and isinstance(row.get("prompt"), str) for row in rows)
 
 
 def _is_request(item: Any) -> bool:

@@ -12,6 +12,7 @@ SAYS = {
     "revision": "Asked of the reviser",
     "compare": "Asked of the judge",
     "check": "Decided by code",
+    "rubric": "Asked of the judge in mode rubric",
 }
 
 
@@ -55,7 +56,7 @@ def _parts(principle: Principle) -> Iterator[dict[str, Any]]:
 def _rules(value: Any) -> dict[str, str]:
     """Return the rules of a check, or the items of a list, by name."""
     if isinstance(value, tuple):
-        return {str(i): item.model_dump_json(exclude_defaults=True) for i, item in enumerate(value, start=1)}
+        return {str(i): f"{each.ask} (a yes is worth {each.weight:g})" for i, each in enumerate(value, start=1)}
     given = value.model_dump(mode="json", exclude_defaults=True)
     return {name: "  ".join(map(str, rule)) if isinstance(rule, list) else str(rule) for name, rule in given.items()}
 

@@ -20,7 +20,7 @@ from typing import Any
 from cai import canon
 from cai.constitution import Principle
 from cai.engine.model import Generate, Sampling
-from cai.errors import RejectedError
+from cai.errors import RejectedError, UserError
 from cai.evaluate.intervals import wilson
 from cai.pipeline.hearing import Hearing
 from cai.records import Comparison
@@ -117,7 +117,15 @@ class Suggestion:
 
 
 async def suggest(pairs: Sequence[Preferred], held: Hearing) -> Suggestion:
-    """Return principles proposed and tested on these pairs, which come in a random order."""
+    """Return principles proposed and tested on these pairs, which come in a random order.
+
+    Raises UserError where none who judges reads principles.
+    """
+    if all(seat.mode == "reward_model" for seat in held.bench(()).seated(held.judge)):
+        raise UserError(
+            "judge.mode: a reward model reads no principle and can test none; set judge.mode=logprob, or another "
+            "mode that asks a model"
+        )
     is_held_out = len(pairs) >= LEAST_HELD_OUT
     middle = len(pairs) // 2 if is_held_out else len(pairs)
     proposals = await _proposals(pairs[:middle], held)

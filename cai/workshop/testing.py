@@ -138,6 +138,11 @@ def run_checks(constitution: Constitution, principles: Sequence[Principle]) -> l
     ]
 
 
+def judge_of(principles: Sequence[Principle], held: Hearing) -> str:
+    """Return who judges the worked examples, in words."""
+    return held.bench(principles).judges
+
+
 async def run(constitution: Constitution, principles: Sequence[Principle], held: Hearing | None) -> Report:
     """Return what becomes of every worked example. `held` may be None where `needs_model` says so."""
     tested = run_checks(constitution, principles)
@@ -228,7 +233,11 @@ def _agree(judgments: Sequence[Judgment]) -> bool | None:
 
 
 async def _words(principle: Principle, test: PairTest, prompt: Prompt, held: Hearing) -> str:
-    """Return what the judge says about the two answers when it is asked for reasons."""
+    """Return what the judge says about the two answers when it is asked for reasons; a reward model has no words."""
+    seats = held.bench([principle]).seated(held.judge)
+    speaker = next((seat.model for seat in seats if seat.mode != "reward_model"), None)
+    if speaker is None:
+        return ""
     head = held.templates["judgment"].turns(
         only=("user_pair", "assistant_ready"),
         fence=held.fence.of([test.prompt, test.a, test.b]),
@@ -238,7 +247,7 @@ async def _words(principle: Principle, test: PairTest, prompt: Prompt, held: Hea
         few_shot=held.few_shot,
     )
     asked = held.templates["reasoning"].turns(only=("user_principle",), principle=principle.compare)
-    said = await held.judge.generate(Generate((*head, *asked), _WORDS, 0))
+    said = await speaker.generate(Generate((*head, *asked), _WORDS, 0))
     return (said.reply.text or "").strip()
 
 

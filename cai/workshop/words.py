@@ -56,23 +56,23 @@ def regeneration(data: Tree) -> str:
         return ""
     tokens = "unknown" if again["tokens"] is None else f"about {again['tokens']:,}"
     texts = f"{plural(again['critiques'], 'critique')} and {plural(again['revisions'], 'revision')}"
-    return (
-        f"written again, at most: {texts} of {plural(again['chains'], 'answer')} ({tokens} tokens), and the "
-        f"{plural(again['comparisons'], 'comparison')} made of them are judged anew"
-    )
+    told = f"written again, at most: {texts} of {plural(again['chains'], 'answer')} ({tokens} tokens)"
+    if not again["comparisons"]:
+        return told
+    made = plural(again["comparisons"], "comparison")
+    return f"{told}, and the {made} made of them judged anew, at most {plural(again['calls'], 'judge call')}"
 
 
 def cost(data: Tree) -> str:
     """Return what a full re-label of the run would still cost. What is not known is said to be unknown."""
     spent = data["relabel"]
     if spent["calls"] == 0:
-        return "a full re-label costs no judge call"
+        return "a full re-label of the comparisons there are costs no judge call"
     n = sum(spent["decisions_left"].values())
-    calls = "unknown" if spent["calls"] is None else f"{spent['calls']:,}"
     tokens = "unknown" if spent["tokens"] is None else f"about {spent['tokens']:,}"
     wait = "unknown" if spent["seconds"] is None else f"about {seconds(spent['seconds'])} at this preview's speed"
-    what = f"{calls} judge calls for {plural(n, 'decision')}"
-    return f"a full re-label still costs: {what}; tokens: {tokens}; time: {wait}"
+    what = f"{spent['calls']:,} judge calls for {plural(n, 'decision')}"
+    return f"a full re-label of the comparisons there are still costs: {what}; tokens: {tokens}; time: {wait}"
 
 
 def share(value: Tree | None, digits: int = 0) -> str:

@@ -51,21 +51,23 @@ def show_change(change: Any) -> None:
     name = f"{change.old.id} -> {change.new.id}" if change.kind == "renamed" else change.id
     say(f"{_SIGNS[change.kind]} {name} ({change.kind})")
     for field in change.fields:
-        say(f"    {field.name}: {_told(field)}")
+        say(f"    {field.name}: {told(field.as_dict())}")
         if change.kind in ("changed", "renamed"):
             say(f"        so {cost_of(field.name)}")
     say()
 
 
-def _told(field: Any) -> str:
+def told(field: dict[str, Any]) -> str:
+    """Return one field's change in a line."""
     from cai.workshop.difference import marked
 
-    if field.pieces:
-        return marked(field.pieces)
-    if field.name == "tests":
-        return f"{len(field.old or ())} worked examples before, {len(field.new or ())} now"
-    sides = [_value(side) for side in (field.old, field.new) if side is not None]
-    if field.old is None or field.new is None:
+    if field["words"]:
+        return marked(field["words"])
+    old, new = field["old"], field["new"]
+    if field["field"] == "tests":
+        return f"{len(old or ())} worked examples before, {len(new or ())} now"
+    sides = [_value(side) for side in (old, new) if side is not None]
+    if old is None or new is None:
         return sides[0] if sides else "none"
     return " -> ".join(sides)
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import textwrap
+from itertools import zip_longest
 from typing import Any
 
 from cai.cli import add_command, add_json
 from cai.cli.files import count
+from cai.cli.terminal import clean
+
+_MOST_LINES = 8
 
 
 def add(actions: Any) -> None:
@@ -86,14 +92,14 @@ def _asked(meter: Any) -> dict[str, Any]:
         "made": tally.made,
         "reused": tally.reused,
         "written": tally.by_kind.get("generate", 0),
-        "prompt_tokens": tally.prompt_tokens,
+        "tokens": tally.prompt_tokens + tally.completion_tokens,
         "seconds": round(max(worked, 0.0), 3),
     }
 
 
 def _show(data: dict[str, Any]) -> None:
+    from cai.cli.constitution.diff import told
     from cai.cli.terminal import say, table
-    from cai.workshop.difference import marked
     from cai.workshop.words import share, shift
 
     say(data["sentence"])
@@ -103,8 +109,7 @@ def _show(data: dict[str, Any]) -> None:
         say()
         say(f"{change['new'] or change['old']} ({change['kind']})")
         for field in change["fields"]:
-            if field["words"]:
-                say(f"    {field['field']}: {marked(field['words'])}")
+            say(f"    {field['field']}: {told(field)}")
     if data["principles"]:
         rows = [
             (p["new"] or p["old"], p["n"], share(p["flips"], 1), share(p["moves"], 1), shift(p["mean_shift"]))
@@ -126,10 +131,17 @@ def _show_example(example: dict[str, Any]) -> None:
     old, new = example["label"]["old"]["label"], example["label"]["new"]["label"]
     say()
     say(f"label {old} -> {new}, row {example['row']}: {_line(example['messages'][-1]['content'])}")
-    for arm in ("a", "b"):
-        say(f"    {arm}: {_line(example[arm])}")
+    width = max(24, (shutil.get_terminal_size().columns - 8) // 2)
+    for one, other in zip_longest(*(_column(arm, example[arm], width) for arm in "ab"), fillvalue=""):
+        say(f"    {one.ljust(width)}  {other}".rstrip())
     for vote in example["votes"]:
         say(f"    {vote['principle']}: {vote['old']} -> {vote['new']}")
+
+
+def _column(arm: str, text: str, width: int) -> list[str]:
+    """Return an answer as the lines of a column; what would take more than a few is left to the page."""
+    lines = textwrap.wrap(clean(" ".join(text.split())), width, max_lines=_MOST_LINES, placeholder=" ...")
+    return [f"answer {arm}", *lines]
 
 
 def _line(text: str) -> str:

@@ -148,13 +148,18 @@ class Bench:
             text_id=_together("texts", list(dict.fromkeys(v for m, v in read.items() if m != "reward_model"))),
             template_id=canon.content_id("templates", [self.templates[name].id for name in used]) if used else "",
             mode="panel" if self.settings.mode == "panel" else modes[0],
-            judge=self._judges(seats),
+            judge=self.judges,
         )
 
-    def _judges(self, seats: Sequence[Seat]) -> str:
-        if self.settings.mode != "panel":
-            return seats[0].identity
-        return f"{self.settings.panel.rule} of " + " + ".join(f"{s.mode}:{s.identity}" for s in seats)
+    def by_letters(self, principles: Sequence[Principle]) -> bool:
+        """Return whether a judge by rubrics is asked for letters by some of these principles, which have none."""
+        without = any(p.check is None and not p.rubric for p in principles)
+        return without and any(seat.mode == "rubric" for seat in self.seated(None))
+
+    @property
+    def judges(self) -> str:
+        """Who judges, in words."""
+        return judges_in_words(self.settings, [(seat.mode, seat.identity) for seat in self.seats], self.judge_identity)
 
     # -- the shared beginning of what is asked ------------------------------------------------------------------------
 
@@ -182,6 +187,13 @@ class Bench:
 
     def _fence(self, case: Case) -> str:
         return self.fence.of([*(m.content for m in case.prompt.messages), case.text_a, case.text_b])
+
+
+def judges_in_words(settings: JudgeSection, seats: Sequence[Sequence[str]], alone: str) -> str:
+    """Return who judges: the only judge, or a panel's rule and members; `seats` are (mode, identity)."""
+    if settings.mode != "panel":
+        return seats[0][1] if seats else alone
+    return f"{settings.panel.rule} of " + " + ".join(f"{mode}:{identity}" for mode, identity in seats)
 
 
 def _together(tag: str, ids: list[str]) -> str:

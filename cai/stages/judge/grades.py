@@ -5,6 +5,10 @@ for direct RLAIF; ours runs from 1 to 9, since 10 is two tokens in many tokenize
 adds up weight times probability of yes (in the manner of rule-based rewards, Mu et al. 2024). Both bring an answer to a
 place between 0 and 1; arm a is better with probability one half plus half the distance of the two places, so that
 equal places are a tie. That is a graded preference and no calibrated probability: `cai judge bench` recalibrates.
+
+Prior correction is that of `letters.py`, for the word yes: what a judge says of an answer without content is taken off
+the log-odds of yes, per proposition. It falls on both answers alike, yet it does not cancel: a judge that says yes to
+everything has little room left to tell two answers apart, and more of it under some propositions than under others.
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ from cai.constitution import Principle
 from cai.engine.model import Reply, ScoreGroup
 from cai.records import Order, Part
 from cai.stages.judge.bench import Bench, Case, Seat
-from cai.stages.judge.readings import Reading, combined, commonest, why_invalid
+from cai.stages.judge.letters import CONTENT_FREE, content_free, leaning
+from cai.stages.judge.readings import Reading, combined, commonest, logit_of, sigmoid, why_invalid
 from cai.store.calls import Answer
 from cai.templates import Turn
 
@@ -41,28 +46,48 @@ def by_scores(answer_a: Answer, answer_b: Answer, max_outside: float) -> Reading
 
 async def rubrics(case: Case, order: Order, principles: Sequence[Principle], seat: Seat, bench: Bench) -> list[Reading]:
     """Return one reading per principle from its propositions; `order` plays no part."""
-    ask = bench.templates["rubric"]
-    tails = tuple(
-        ask.turns(only=("user_question", "assistant_verdict"), question=proposition.ask)
-        for principle in principles
-        for proposition in principle.rubric
-    )
-    of_a, of_b = await _of_both("rubric", case, tails, YES_NO, seat, bench)
+    asks = [proposition.ask for principle in principles for proposition in principle.rubric]
+    priors = await priors_of(asks, seat, bench)
+    of_a, of_b = await _of_both("rubric", case, _asking(asks, bench), YES_NO, seat, bench)
     found, start = [], 0
     for principle in principles:
-        places = range(start, start := start + len(principle.rubric))
-        both = [of_a[i] for i in places], [of_b[i] for i in places]
-        found.append(by_rubric(principle, *both, bench.settings.max_outside_mass))
+        own = slice(start, start := start + len(principle.rubric))
+        found.append(by_rubric(principle, of_a[own], of_b[own], bench.settings.max_outside_mass, priors[own]))
     return found
 
 
-def by_rubric(principle: Principle, of_a: Sequence[Answer], of_b: Sequence[Answer], max_outside: float) -> Reading:
-    """Return the preference between two answers of which every proposition was asked."""
+def _asking(asks: Sequence[str], bench: Bench) -> tuple[tuple[Turn, ...], ...]:
+    blocks = ("user_question", "assistant_verdict")
+    return tuple(bench.templates["rubric"].turns(only=blocks, question=ask) for ask in asks)
+
+
+async def priors_of(asks: Sequence[str], seat: Seat, bench: Bench) -> list[float | None]:
+    """Return the judge's leaning to yes on each proposition (nats); None where none is taken off."""
+    if bench.settings.prior == "off":
+        return [None] * len(asks)
+    missing = list(dict.fromkeys(ask for ask in asks if ("rubric", seat.identity, ask) not in bench.learnt))
+    if missing:
+        assert seat.model is not None
+        heads = [bench.answer_turns("rubric", content_free(text), text) for text in CONTENT_FREE]
+        said = [await seat.model.score(ScoreGroup(head, _asking(missing, bench), YES_NO)) for head in heads]
+        for ask, answers in zip(missing, zip(*said, strict=True), strict=True):
+            bench.learnt["rubric", seat.identity, ask] = leaning(answers, bench, YES_NO)
+    return [bench.learnt["rubric", seat.identity, ask] for ask in asks]
+
+
+def by_rubric(
+    principle: Principle,
+    of_a: Sequence[Answer],
+    of_b: Sequence[Answer],
+    max_outside: float,
+    priors: Sequence[float | None],
+) -> Reading:
+    """Return the preference between two answers of which every proposition was asked; `priors` (nats) are taken off."""
     weights = [proposition.weight for proposition in principle.rubric]
     parts = [
-        _part(f"{arm}/{n}", answer, YES_NO, share_of_yes, max_outside)
+        _proposition(f"{arm}/{n}", answer, prior, max_outside)
         for arm, answers in (("a", of_a), ("b", of_b))
-        for n, answer in enumerate(answers, 1)
+        for n, (answer, prior) in enumerate(zip(answers, priors, strict=True), 1)
     ]
     values = [part.value for part in parts if part.value is not None]
     if len(values) < len(parts):
@@ -87,6 +112,11 @@ def _part(
     return Part(name=name, call_key=answer.key, reply_id=answer.reply_id, value=read, reason=reason)
 
 
+def _proposition(name: str, answer: Answer, prior: float | None, max_outside: float) -> Part:
+    read = _part(name, answer, YES_NO, lambda reply: p_yes(reply, prior), max_outside)
+    return read.model_copy(update={"prior": prior})
+
+
 def _preferred(parts: Sequence[Part], places: Sequence[float]) -> Reading:
     """Return the preference between two places; invalid where one of the answers could not be placed."""
     if len(places) < 2:
@@ -105,9 +135,9 @@ def expected(reply: Reply) -> float:
     return math.fsum(int(option) * share for option, share in _shares(reply).items())
 
 
-def share_of_yes(reply: Reply) -> float:
-    """Return the probability of yes among yes and no."""
-    return _shares(reply)["Yes"]
+def p_yes(reply: Reply, prior: float | None = None) -> float:
+    """Return the probability of yes among yes and no, `prior` (nats) taken off its log-odds."""
+    return sigmoid(logit_of(reply, YES_NO) - (prior or 0.0))
 
 
 def place_of_score(score: float) -> float:

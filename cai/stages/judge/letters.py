@@ -55,10 +55,10 @@ async def _estimated(principles: Sequence[Principle], seat: Seat, bench: Bench) 
     return [leaning(answers, bench) for answers in zip(*said, strict=True)]
 
 
-def leaning(answers: Sequence[Any], bench: Bench) -> float | None:
-    """Return the mean log-odds (nats) of the first letter over answers on pairs without content; None without any."""
-    usable = [a.reply for a in answers if why_invalid(a.reply, OPTIONS, bench.settings.max_outside_mass) is None]
-    return math.fsum(map(logit_of, usable)) / len(usable) if usable else None
+def leaning(answers: Sequence[Any], bench: Bench, options: Sequence[str] = OPTIONS) -> float | None:
+    """Return the mean log-odds (nats) of the first option over answers on texts without content; None without any."""
+    usable = [a.reply for a in answers if why_invalid(a.reply, options, bench.settings.max_outside_mass) is None]
+    return math.fsum(logit_of(reply, options) for reply in usable) / len(usable) if usable else None
 
 
 def content_free(text: str) -> Case:

@@ -79,17 +79,18 @@ def why_invalid(reply: Reply, options: Sequence[str], max_outside: float) -> str
         return "no_probabilities"
     if not all(math.isfinite(v) for v in reply.logprobs.values()):
         return "not_finite"
-    if math.fsum(math.exp(min(v, 1.0)) for v in reply.logprobs.values()) > 1 + _SLACK:
+    total = math.fsum(math.exp(min(v, 1.0)) for v in reply.logprobs.values())
+    if total > 1 + _SLACK:
         return "not_probabilities"
-    if reply.outside is not None and not reply.outside <= max_outside:
+    if not total or reply.outside is not None and not reply.outside <= max_outside:
         return "outside_options"
     return None
 
 
-def logit_of(reply: Reply) -> float:
-    """Return the log-odds (nats) of the first letter against the second, of a reply that can be used."""
+def logit_of(reply: Reply, options: Sequence[str] = OPTIONS) -> float:
+    """Return the log-odds (nats) of the first of two options against the second, of a reply that can be used."""
     logprobs = reply.logprobs or {}
-    return max(-MAX_LOGIT, min(MAX_LOGIT, logprobs[OPTIONS[0]] - logprobs[OPTIONS[1]]))
+    return max(-MAX_LOGIT, min(MAX_LOGIT, logprobs[options[0]] - logprobs[options[1]]))
 
 
 def read_letters(

@@ -62,8 +62,8 @@ def _reading(
     if mode == "reward_model":
         return by_rewards(answers[0], answers[1])
     if mode == "rubric" and principle is not None:
-        half = len(answers) // 2
-        return by_rubric(principle, answers[:half], answers[half:], settings.max_outside_mass)
+        half, limit = len(answers) // 2, settings.max_outside_mass
+        return by_rubric(principle, answers[:half], answers[half:], limit, [part.prior for part in parts[:half]])
     raise ValueError(f"mode '{mode}' is not read from replies")
 
 

@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from typing import Any
 
-from cai.manifest import models_of
 from cai.report.collect import read_curve
 from cai.trail import RunView, progress
 from cai.view.page import Ask
@@ -33,7 +32,7 @@ def collect(ask: Ask) -> dict[str, Any]:
         "created": manifest["created"],
         "finished": manifest["done"]["time"] if manifest["done"] else None,
         "constitution": manifest.get("constitution") or None,
-        "models": {role: identity(text) for role, text in models_of(manifest).items()},
+        "models": {role: identity(text) for role, text in (view.models if manifest.get("models") else {}).items()},
         "judge_mode": view.config.judge.mode,
         "seed": view.config.run.seed,
         "prompts": manifest.get("prompts"),
