@@ -384,6 +384,9 @@ class TrainerSection(Section):
     """How the learning rate goes on after the warm-up."""
     lora: LoraSection | None = LoraSection()
     """Train a low-rank adapter; null trains all weights."""
+    checkpointing: bool | None = None
+    """Whether activations are computed again on the way back and not kept, which takes a third more time and much less
+    memory (Chen et al. 2016); None does so on a GPU."""
     save_steps: Positive | None = None
     """Keep resume state every so many steps; None keeps it about ten times a training."""
 
@@ -467,6 +470,9 @@ class RewardMix(Section):
     2023)."""
     caution: Annotated[float, Field(ge=0)] = 0.5
     """Weight of the variance in `cautious`."""
+    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Weights of the principles in a reward model with a head for each (`heads: principles`); those that are not named
+    weigh 1. Its reward is the weighted mean over its heads."""
     model_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the reward model; without a model it counts for nothing."""
     judge_weight: Annotated[float, Field(ge=0)] = 0.0

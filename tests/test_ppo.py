@@ -421,3 +421,37 @@ def test_the_methods_that_sample_are_called_alike() -> None:
     parameters = [inspect.signature(method.train).parameters for method in (ppo, grpo, rloo)]
     kinds = [[(p.name, p.kind, p.default) for p in each.values()] for each in parameters]
     assert kinds[0] == kinds[1] == kinds[2]
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4}])
+def test_the_look_at_the_first_answers_is_their_forward_pass(lora: Any, tiny: Path, tmp_path: Path) -> None:
+    """The same step by step, whether the forward pass that the old log-probabilities are of is made again or kept."""
+    from cai.train import ppo
+
+    def losses(out: str, changes: dict[str, Any]) -> list[tuple[float, float]]:
+        told = {**COMMON, "max_steps": 3, "minibatches": 2, "micro_batch_size": 4, "lora": lora, "watch": None}
+        settings = PpoSection.model_validate(told | {"entropy_weight": 0.01} | changes)
+        source = [(CountsRed(), 1.0)]
+        ppo.train(rows, str(tiny), tmp_path / out, settings, device="cpu", dtype="float32", sources=source)
+        return [(row["loss"], row["grad_norm"]) for row in curve(tmp_path / out)]
+
+    rows = write_prompts(tmp_path / "prompts.jsonl")
+    kept = losses("kept", {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ppo.Ppo, "_first", lambda self, step, rollouts: [])
+        again = losses("again", {})
+    assert len(kept) == 3 and kept == [pytest.approx(each, abs=1e-4) for each in again]
+    assert losses("checkpointed", {"checkpointing": True}) == [pytest.approx(each, abs=1e-4) for each in again]
+
+
+def test_a_training_learns_whatever_ended_badly_before_it(tiny: Path, tmp_path: Path) -> None:
+    """accelerate keeps one state a process, in which a training that broke off may have left gradients unfinished."""
+    from accelerate.state import GradientState
+
+    from cai.train import ppo
+
+    GradientState()._set_sync_gradients(False)
+    settings = PpoSection.model_validate({**COMMON, "max_steps": 2, "lora": None, "watch": None})
+    rows, source = write_prompts(tmp_path / "prompts.jsonl"), [(CountsRed(), 1.0)]
+    ppo.train(rows, str(tiny), tmp_path / "out", settings, device="cpu", dtype="float32", sources=source)
+    assert curve(tmp_path / "out")[1]["kl"] > 1e-4, "the second step's answers are of a policy that has moved"

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from cai import canon
 from cai.config import TrainerSection
 from cai.errors import TrainError, UserError
+from cai.train.adapters import in_place
 from cai.train.data import Example
 from cai.train.job import Job
 
@@ -29,6 +30,11 @@ class Hooks:
     job: Job
     n_tokens_seen = 0
     """Tokens in forward and backward passes on this process, prompts and padding-free."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As the trainer that this is mixed into."""
+        super().__init__(*args, **kwargs)
+        in_place(self.model)
 
     def _send_telemetry(self) -> None:
         """Send nothing: TRL would report that it is used."""
@@ -123,6 +129,21 @@ def load_model(job: Job) -> Any:
     return model
 
 
+def load_plain(job: Job) -> Any:
+    """Return the base once more, to sample from it with the adapter merged into it; None without an adapter.
+
+    None also for a base in 4 bits, into which nothing can be merged: sampling then goes through the adapter.
+    """
+    lora = job.settings.lora
+    return load_model(job) if lora and lora.base == "full" else None
+
+
+def checkpoints(job: Job) -> bool:
+    """Return whether activations are computed again on the way back, and not kept."""
+    asked = job.settings.checkpointing
+    return job.device == "cuda" if asked is None else asked
+
+
 def weight_dtype(job: Job) -> torch.dtype:
     """Return the precision to load the base in."""
     frozen = job.settings.lora is not None
@@ -180,7 +201,7 @@ def arguments(job: Job, **further: Any) -> dict[str, Any]:
         "data_seed": job.seed,
         "use_cpu": on_cpu,
         "bf16": job.dtype == "bfloat16",
-        "gradient_checkpointing": not on_cpu,
+        "gradient_checkpointing": checkpoints(job),
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "steps",
