@@ -125,7 +125,8 @@ class EngineSection(Section):
     memory_gib: Annotated[float, Field(gt=0)] | None = None
     """Memory for the server's KV cache on CPU, or None for the engine's default."""
     gpu_memory_utilization: Probability = 0.85
-    """Share of a GPU's memory a server may take."""
+    """Share of a GPU's memory a server may take. A server that a training asks on the same GPU sleeps in between, and
+    takes at most half."""
     adapters: Literal["auto", "load", "merge"] = "auto"
     """A trained LoRA adapter is loaded into the running server of its base, or served merged. `auto` loads with the
     CUDA build of vLLM and merges elsewhere: on a CPU, vLLM's adapters halve the speed."""

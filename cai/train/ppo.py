@@ -46,7 +46,7 @@ from cai.train.job import Interrupted, Job, OnStep, TrainResult
 from cai.train.policy import Policy, Told, answer_mask, reference_logps, spread
 from cai.train.rewards import Scored, Source
 from cai.train.rollouts import InProcess, Rollout, Writer, sample, stop_tokens
-from cai.train.served import Served
+from cai.train.served import Served, loads_adapter
 from cai.train.trainer import checkpoints, load_model, load_plain, lora_config
 from cai.train.tripwires import Trip, best, kl_ceiling, not_a_number, tripped
 
@@ -286,14 +286,15 @@ class Ppo:
 
     def _writer(self, engine: Mapping[str, Any]) -> Writer:
         """Return who samples; `engine` is the run's section."""
-        plain = load_plain(self.job)
+        served = self.ppo.rollouts == "vllm"
+        plain = None if served and loads_adapter(self.job) else load_plain(self.job)
         if plain is not None:
             plain.to(self.accelerator.device).requires_grad_(False)
         writer = InProcess(self.policy.model, self.stops, plain)
-        if self.ppo.rollouts == "in_process":
+        if not served:
             return writer
-        served = EngineSection.model_validate(engine)
-        return Served(self.job, self.policy.model, writer, served, self.stops, self.renderer.tokenizer)
+        section = EngineSection.model_validate(engine)
+        return Served(self.job, self.policy.model, writer, section, self.stops, self.renderer.tokenizer)
 
     # -- from the first step to the last -----------------------------------------------------------------------------
 

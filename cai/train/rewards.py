@@ -20,6 +20,7 @@ import torch
 from cai import canon, checks, constitution
 from cai.config import EngineSection, ModelSection, RewardMix
 from cai.constitution import Principle
+from cai.engine import sleeping
 from cai.engine.client import Client, served_name
 from cai.engine.model import Model, ScoreGroup
 from cai.engine.transport import Endpoint
@@ -232,7 +233,7 @@ class Judge:
     name = "judge"
 
     def __init__(self, spec: Mapping[str, Any], principles: Sequence[Principle], keep: Path) -> None:
-        """`spec`: model, engine, identity, tokens, templates, near, max_outside_mass (see cai.train.run)."""
+        """`spec`: model, engine, identity, tokens, templates, near, max_outside_mass, sleeps (see cai.train.run)."""
         self._principles = [p for p in principles if p.check is None]
         if not self._principles:
             raise UserError(
@@ -245,17 +246,21 @@ class Judge:
         self.id = canon.content_id(
             "judge", [spec["identity"], self._template.id, [[p.id_of("compare"), p.weight] for p in self._principles]]
         )
+        self._sleepers = list(spec["model"]["base_url"]) if spec.get("sleeps") else []
         self._loop = Loop()
         self._model, self._endpoints = self._loop.run(_open(spec))
         self._store = Store(keep)
         self._recorded = Recorded(self._model, self._store, Tally())
 
     def score(self, rollouts: Sequence[Rollout]) -> list[float | None]:
-        """As Source; all answers are asked about at once."""
+        """As Source; all answers are asked about at once. A judge that shares the GPU is awake for that long only."""
+        if self._sleepers:
+            torch.cuda.empty_cache()  # what the trainer holds and does not use is the judge's to take
         return self._loop.run(self._score_all(rollouts))
 
     async def _score_all(self, rollouts: Sequence[Rollout]) -> list[float | None]:
-        return list(await asyncio.gather(*(self._score(rollout) for rollout in rollouts)))
+        async with sleeping.awake(self._sleepers):
+            return list(await asyncio.gather(*(self._score(rollout) for rollout in rollouts)))
 
     async def _score(self, rollout: Rollout) -> float | None:
         able = [p for p in self._principles if p.applies_to(rollout.row.domain)]

@@ -17,7 +17,7 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from cai import canon
-from cai.config import TrainerSection
+from cai.config import DpoSection, RewardSection, TrainerSection
 from cai.errors import TrainError, UserError
 from cai.train.adapters import in_place
 from cai.train.data import Example
@@ -34,6 +34,9 @@ class Hooks:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """As the trainer that this is mixed into."""
         super().__init__(*args, **kwargs)
+        for weight in self.model.parameters():
+            if weight.requires_grad:  # bfloat16, which TRL gives adapters over 4 bits, would round small updates away
+                weight.data = weight.data.float()
         in_place(self.model)
 
     def _send_telemetry(self) -> None:
@@ -123,7 +126,11 @@ def load_model(job: Job) -> Any:
     Rounding every small update to bfloat16 would lose most of it; a frozen base loses nothing.
     """
     model = AutoModelForCausalLM.from_pretrained(
-        job.base, dtype=weight_dtype(job), use_safetensors=True, quantization_config=quantization(job)
+        job.base,
+        dtype=weight_dtype(job),
+        use_safetensors=True,
+        quantization_config=quantization(job),
+        attn_implementation=attention(job),
     )
     model.config.use_cache = False
     return model
@@ -142,6 +149,19 @@ def checkpoints(job: Job) -> bool:
     """Return whether activations are computed again on the way back, and not kept."""
     asked = job.settings.checkpointing
     return job.device == "cuda" if asked is None else asked
+
+
+def attention(job: Job) -> str | None:
+    """Return the attention to load a model with: flash attention where it is installed, else None (the model's own).
+
+    It takes 16-bit numbers on a GPU, and no mask but padding: pairs, whose answers are hidden from each other by one,
+    go without it.
+    """
+    from transformers.utils import is_flash_attn_2_available
+
+    has_pairs = isinstance(job.settings, DpoSection | RewardSection)
+    fits = job.device == "cuda" and weight_dtype(job) == torch.bfloat16 and not has_pairs
+    return "flash_attention_2" if fits and is_flash_attn_2_available() else None
 
 
 def weight_dtype(job: Job) -> torch.dtype:
