@@ -266,13 +266,13 @@ def test_an_adapter_over_four_bits_stays_in_float32(tmp_path: Path, monkeypatch:
 
     load, seen = module.load_model, set[Any]()
     monkeypatch.setattr(module, "load_model", as_if_quantized)
-    trainer_of = module.CaiDPOTrainer.compute_ref_log_probs
+    compute = module.CaiDPOTrainer._compute_loss
 
     def looks(self: Any, *args: Any) -> Any:
         seen.update(weight.dtype for weight in self.model.parameters() if weight.requires_grad)
         self.model.get_base_model().is_loaded_in_4bit = False  # whoever counts its weights would ask bitsandbytes
-        return trainer_of(self, *args)
+        return compute(self, *args)
 
-    monkeypatch.setattr(module.CaiDPOTrainer, "compute_ref_log_probs", looks)
+    monkeypatch.setattr(module.CaiDPOTrainer, "_compute_loss", looks)
     dpo(make_model(tmp_path / "model", pad=True), tmp_path, planted_pairs(8))
     assert seen == {torch.float32}
