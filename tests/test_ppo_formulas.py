@@ -233,7 +233,7 @@ def test_heads_of_principles_are_weighed_into_one_reward(tmp_path: Path) -> None
         tmp_path / "model"
     )
     heads = {"heads": 2, "principles": ["kind", "brief"]}
-    (tmp_path / "checkpoint.json").write_text(json.dumps({"kind": "model", "reward": heads}))
+    (tmp_path / "checkpoint.json").write_text(json.dumps({"kind": "model", "reward": heads, "files": {}}))
 
     def reward(**weights: float) -> float:
         mix = RewardMix(model=("x",), combine="worst", weights=weights)
@@ -260,3 +260,21 @@ def test_an_adapter_on_another_base_rewards_nothing(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.json").write_text(json.dumps({"base": str(base), "base_id": "b2:another", "reward": {}}))
     with pytest.raises(UserError, match="trained on a base with id b2:another"):
         RewardModel([str(tmp_path / "adapter")], RewardMix(model=("x",)), "cpu")
+
+
+def test_a_reward_model_that_was_cut_short_or_pickled_rewards_nothing(tmp_path: Path) -> None:
+    from cai.errors import TrainError
+    from cai.train.rewards import RewardModel
+    from tests.tiny import make_model
+
+    model = make_model(tmp_path / "model")
+    mix = RewardMix(model=("x",))
+    size = (model / "model.safetensors").stat().st_size
+    said = {"kind": "model", "reward": {"heads": 1}, "files": {"model/model.safetensors": size + 1}}
+    (tmp_path / "checkpoint.json").write_text(json.dumps(said))
+    with pytest.raises(TrainError, match="the checkpoint is damaged"):
+        RewardModel([str(model)], mix, "cpu")
+    (tmp_path / "checkpoint.json").unlink()
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    with pytest.raises(UserError, match="found pytorch_model.bin, a pickle"):
+        RewardModel([str(model)], mix, "cpu")

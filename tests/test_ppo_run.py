@@ -57,7 +57,7 @@ def test_a_judge_on_the_trainers_gpu_sleeps_until_it_is_asked(said: dict) -> Non
     spec = json.loads((Path(said["run"]) / "checkpoints" / "rl.spec.json").read_text())
     assert spec["judge"]["sleeps"] is True
     manifest = RunView(said["run"]).manifest
-    starts = [stage for stage in manifest["sessions"][-1]["timings"] if stage["name"].startswith("start server")]
+    starts = [stage for stage in manifest["sessions"][-1]["timings"] if stage["stage"].startswith("start server")]
     assert len(starts) >= 3, "stopped before the training, started for it, stopped and started again after it"
 
 

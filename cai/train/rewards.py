@@ -31,7 +31,8 @@ from cai.stages.judge.grades import SCALE, expected
 from cai.store.calls import Answer, Recorded, Tally
 from cai.store.store import Store
 from cai.templates import Fence, Templates, neutralise, transcript
-from cai.train.checkpoint import check_fits, content_of
+from cai.train.admit import check_base
+from cai.train.checkpoint import check_fits, check_whole, content_of
 from cai.train.data import Renderer, load_tokenizer
 from cai.train.loop import Loop
 from cai.train.members import combined, weighed
@@ -173,6 +174,9 @@ def _classifier(folder: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
     source = resolve(said["base"]) if is_adapter else folder
     if is_adapter:
         check_fits(out, said, source)
+    if said:
+        check_whole(out, said)
+    check_base(source)
     heads = {"num_labels": said["reward"]["heads"]} if said.get("reward") else {}
     model = AutoModelForSequenceClassification.from_pretrained(source, dtype=dtype, use_safetensors=True, **heads)
     if model.config.num_labels != 1 and not heads:
