@@ -131,7 +131,8 @@ class EngineSection(Section):
     memory_gib: Annotated[float, Field(gt=0)] | None = None
     """Memory for the server's KV cache on CPU, or None for the engine's default."""
     gpu_memory_utilization: Probability = 0.85
-    """Share of a GPU's memory a server may take."""
+    """Share of a GPU's memory a server may take. A server that a training asks on the same GPU sleeps in between, and
+    takes at most half."""
     adapters: Literal["auto", "load", "merge"] = "auto"
     """A trained LoRA adapter is loaded into the running server of its base, or served merged. `auto` loads with the
     CUDA build of vLLM and merges elsewhere: on a CPU, vLLM's adapters halve the speed."""
@@ -391,6 +392,9 @@ class TrainerSection(Section):
     """How the learning rate goes on after the warm-up."""
     lora: LoraSection | None = LoraSection()
     """Train a low-rank adapter; null trains all weights."""
+    checkpointing: bool | None = None
+    """Whether activations are computed again on the way back and not kept, which takes a third more time and much less
+    memory (Chen et al. 2016); None does so on a GPU."""
     save_steps: Positive | None = None
     """Keep resume state every so many steps; None keeps it about ten times a training."""
 
@@ -474,6 +478,9 @@ class RewardMix(Section):
     2023)."""
     caution: Annotated[float, Field(ge=0)] = 0.5
     """Weight of the variance in `cautious`."""
+    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Weights of the principles in a reward model with a head for each (`heads: principles`); those that are not named
+    weigh 1. Its reward is the weighted mean over its heads."""
     model_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the reward model; without a model it counts for nothing."""
     judge_weight: Annotated[float, Field(ge=0)] = 0.0

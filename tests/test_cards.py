@@ -18,6 +18,7 @@ from cai.cards.text import inline
 from cai.errors import UserError
 from cai.manifest import now
 from cai.records import Override, Withdrawal
+from cai.review import Desk, agreement
 from cai.store import ledger, schema
 from cai.trail import RunView
 from tests import runs
@@ -95,7 +96,7 @@ def test_a_collapse_is_among_the_limits(tmp_path: Path) -> None:
     assert "Collapse check: length below half" in cards.card(run, "model")
 
 
-def test_agreement_with_people_counts_blind_labels_only(tmp_path: Path) -> None:
+def test_what_people_picked_to_decide_measures_no_agreement(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "reviewed")
     *ends, undone = [e for e in view(folder).ended("rl") if e.settled.label in ("a", "b")][:7]
     made: list[Override] = []
@@ -109,6 +110,7 @@ def test_agreement_with_people_counts_blind_labels_only(tmp_path: Path) -> None:
                 author="ann",
                 reason="r",
                 blind=i != 5,
+                settles=("b2:ann", "b2:bob"),
                 time=now(),
             )
         )
@@ -117,10 +119,31 @@ def test_agreement_with_people_counts_blind_labels_only(tmp_path: Path) -> None:
     back = Withdrawal(comparison_id=undone_id, withdraws=mistaken.id, author="ann", time=now())
     with closing(schema.connect(folder / "store.sqlite")) as connection:
         ledger.append_now(connection, [*made, mistaken, back])
+    told = facts.gather(view(folder), "dataset")
+    assert told["people"] == {"decided": 6, "blind": 5, "accuracy": None}
+    n = told["rows"]["human"]
+    assert told["rows"]["adjudicated"] == n > 0
+    for kind in cards.KINDS:
+        card = cards.card(view(folder), kind)
+        assert "6 comparisons, 5 of them without" in card and "They picked these themselves" in card
+        assert "how far the judge agrees with people is not known" in card
+    assert f"{n} labels are a person’s, {n} of them decided between" in cards.card(view(folder), "dataset")
+    assert f"{n} labelled by people ({n} decided between reviewers who differed)" in cards.card(view(folder), "model")
+
+
+def test_agreement_with_people_is_that_of_comparisons_drawn_at_random(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "drawn", n_train=20, n_held_out=2)
+    desk = Desk(folder)
+    desk.draw(estimate=10, value=4, author="ann")
+    while shown := desk.next("ann"):
+        desk.vote("ann", shown.item_id, "left")
+    measured = agreement.headline(desk.run)
+    assert measured is not None and 0 < measured.value < 1
     told = facts.people(view(folder))
-    assert (told["decided"], told["blind"], told["compared"], told["agreed"]) == (6, 5, 5, 3)
+    assert (told["accuracy"]["value"], told["accuracy"]["n"]) == (measured.value, measured.n)
     card = cards.card(view(folder), "dataset")
-    assert "3 of 5: 60% (" in card and "on 5 comparisons only" in card
+    assert f"Of {measured.n} comparisons drawn at random" in card and f"{100 * measured.value:.0f}% (" in card
+    assert f"compared with people on {measured.n} comparisons only" in card
 
 
 def test_a_card_names_no_folder_of_this_machine(tmp_path: Path) -> None:

@@ -124,6 +124,24 @@ def test_a_stop_token_ends_only_its_own_row(network: Any) -> None:
         assert cut == (whole[: whole.index(stop) + 1] if stop in whole else whole)
 
 
+def test_rows_that_have_stopped_are_let_go_of(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cai.engine.local as module
+
+    asked, forward = [], module._forward
+    monkeypatch.setattr(module, "_forward", lambda m, ids, *rest: asked.append(len(ids)) or forward(m, ids, *rest))
+    starts = [Start([0, *range(2, 3 + i % 5)], i) for i in range(16)]
+    free = continue_all(network, starts, PLAIN, frozenset())
+    assert set(asked) == {16}
+    asked.clear()
+    stops = frozenset(token for row in free[:12] for token in row[2:4])
+    cut = continue_all(network, starts, PLAIN, stops)
+    ends = [next((i + 1 for i, token in enumerate(row) if token in stops), len(row)) for row in free]
+    assert cut == [row[:end] for row, end in zip(free, ends, strict=True)]
+    left = [sum(end > done for end in ends) for done in range(max(ends))]
+    assert all(n < 2 * there for n, there in zip(asked[1:], left[1:], strict=True)), "never twice as many as are left"
+    assert asked[-1] < 16
+
+
 def test_why_an_answer_ended_is_told_and_its_stop_token_is_not_in_the_text(local: LocalModel) -> None:
     replies = gather(*(local.generate(request("hello", seed, max_tokens=200)) for seed in range(64)))
     assert {r.finish_reason for r in replies} == {"stop", "length"}

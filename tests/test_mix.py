@@ -109,6 +109,9 @@ def test_hh_transcripts_that_compare_nothing_are_counted(tmp_path: Path) -> None
         "conversations differ before the answers": 1,
         "no answer": 1,
     }
+    assert load_pairs(write(tmp_path / "one.jsonl", rows[:1])) == found, "a training reads transcripts as they are"
+    with pytest.raises(UserError, match="one.jsonl:2: transcripts that compare nothing: equal answers; `cai data"):
+        load_pairs(write(tmp_path / "one.jsonl", rows[:2]))
     with pytest.raises(UserError, match="hh.jsonl:2: found"):
         load_hh(write(tmp_path / "hh.jsonl", [rows[0], {"chosen": "text", "rejected": "text"}]))
 

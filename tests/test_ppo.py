@@ -415,9 +415,146 @@ def test_a_tracker_is_sent_every_figure_when_it_is_asked_for(
     assert not sent, "nothing is sent unless it was asked for"
 
 
+def test_tensorboard_writes_every_figure_of_every_step_into_the_checkpoints_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch.utils
+    from accelerate.utils import imports
+
+    from cai.train.run import read_spec, train_with
+    from tests.training import message, write
+
+    written: dict[str, list[tuple[int, float]]] = {}
+
+    class Writer:
+        """As torch.utils.tensorboard.SummaryWriter."""
+
+        def __init__(self, log_dir: str) -> None:
+            self.folder = Path(log_dir)
+            self.folder.mkdir(parents=True)
+
+        def add_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
+            assert isinstance(scalar_value, float | int) and global_step is not None
+            written.setdefault(tag, []).append((global_step, scalar_value))
+
+        def flush(self) -> None:
+            (self.folder / "events.out").write_text("flushed")
+
+        def close(self) -> None:
+            (self.folder / "events.out").write_text("closed")
+
+    monkeypatch.setattr(torch.utils, "tensorboard", types.SimpleNamespace(SummaryWriter=Writer), raising=False)
+    monkeypatch.setattr(imports, "is_tensorboard_available", lambda: True)
+    rows = [{"prompt": message(word), "completion": "red", "id": word} for word in "abcdefgh"]
+    write(tmp_path / "rows.jsonl", rows)
+    file = tmp_path / "training.yaml"
+    file.write_text(
+        f"method: sft\nbase: {make_model(tmp_path / 'base')}\nrows: rows.jsonl\nout: {tmp_path}/mine\n"
+        "train: {track: [tensorboard], device: cpu, dtype: float32, "
+        "sft: {batch_size: 4, micro_batch_size: 4, lora: null}}\n"
+    )
+    result = train_with(read_spec(file), lambda row: None, threading.Event())
+    assert result.manifest["method"] == "sft"
+    kept = curve(tmp_path / "mine")
+    assert [row["step"] for row in kept] == [1, 2]
+    for name in ("loss", "lr", "grad_norm", "tokens_per_s"):
+        assert written[name] == [(row["step"], row[name]) for row in kept]
+    assert (tmp_path / "mine" / "trackers" / "mine" / "events.out").read_text() == "closed"
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo"])
+def test_a_training_file_samples_too(method: str, tiny: Path, tmp_path: Path) -> None:
+    from cai.train.run import spec_of, train_with
+
+    (tmp_path / "prompts.jsonl").write_text('{"id": "1", "prompt": "a"}\n{"prompt": "b", "domain": "paint"}\n')
+    constitution(tmp_path, "must_match")
+    file = tmp_path / "training.yaml"
+    own = "batch_size: 4, micro_batch_size: 4, max_steps: 1, max_new_tokens: 3, lora: {r: 2}"
+    file.write_text(
+        f"method: {method}\nbase: {tiny}\nrows: prompts.jsonl\nheld_out: prompts.jsonl\n"
+        f"constitution: constitution.yaml\nout: {tmp_path}/out\n"
+        f"train: {{device: cpu, dtype: float32, {method}: {{{own}}}}}\n"
+    )
+    result = train_with(spec_of(file), lambda row: None, threading.Event())
+    assert result.manifest["method"] == method and set(result.manifest["rewards"]) == {"checks"}
+    assert [row["step"] for row in curve(tmp_path / "out")] == [0, 1]
+    text = file.read_text()
+    file.write_text(text + "judge: {checkpoint: x}\n")
+    with pytest.raises(UserError, match="a training file starts no judge"):
+        spec_of(file)
+    file.write_text(text + f'judge: {{base_url: ["http://127.0.0.1:1"], tokenizer: {tiny}}}\n')
+    judge = spec_of(file)["judge"]
+    assert judge["tokens"] == str(tiny) and judge["identity"] == "served at http://127.0.0.1:1"
+    file.write_text(text.replace(f"method: {method}", "method: sft"))
+    with pytest.raises(UserError, match="method 'sft' asks nobody; leave out constitution"):
+        spec_of(file)
+
+
 def test_the_methods_that_sample_are_called_alike() -> None:
     from cai.train import grpo, ppo, rloo
 
     parameters = [inspect.signature(method.train).parameters for method in (ppo, grpo, rloo)]
     kinds = [[(p.name, p.kind, p.default) for p in each.values()] for each in parameters]
     assert kinds[0] == kinds[1] == kinds[2]
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4}])
+def test_the_look_at_the_first_answers_is_their_forward_pass(lora: Any, tiny: Path, tmp_path: Path) -> None:
+    """The same step by step, whether the forward pass that the old log-probabilities are of is made again or kept."""
+    from cai.train import ppo
+
+    def losses(out: str, changes: dict[str, Any]) -> list[tuple[float, float]]:
+        told = {**COMMON, "max_steps": 3, "minibatches": 2, "micro_batch_size": 4, "lora": lora, "watch": None}
+        settings = PpoSection.model_validate(told | {"entropy_weight": 0.01} | changes)
+        source = [(CountsRed(), 1.0)]
+        ppo.train(rows, str(tiny), tmp_path / out, settings, device="cpu", dtype="float32", sources=source)
+        return [(row["loss"], row["grad_norm"]) for row in curve(tmp_path / out)]
+
+    rows = write_prompts(tmp_path / "prompts.jsonl")
+    kept = losses("kept", {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ppo.Ppo, "_first", lambda self, step, rollouts: [])
+        again = losses("again", {})
+    assert len(kept) == 3 and kept == [pytest.approx(each, abs=1e-4) for each in again]
+    assert losses("checkpointed", {"checkpointing": True}) == [pytest.approx(each, abs=1e-4) for each in again]
+
+
+def test_a_training_learns_whatever_ended_badly_before_it(tiny: Path, tmp_path: Path) -> None:
+    """accelerate keeps one state a process, in which a training that broke off may have left gradients unfinished."""
+    from accelerate.state import GradientState
+
+    from cai.train import ppo
+
+    GradientState()._set_sync_gradients(False)
+    settings = PpoSection.model_validate({**COMMON, "max_steps": 6, "lora": None, "watch": None})
+    rows, source = write_prompts(tmp_path / "prompts.jsonl"), [(CountsRed(), 1.0)]
+    ppo.train(rows, str(tiny), tmp_path / "out", settings, device="cpu", dtype="float32", sources=source)
+    assert curve(tmp_path / "out")[-1]["kl"] > 1e-4, "the last answers are of a policy that has moved"
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_trls_loop_is_stopped_by_a_wire_and_rolled_back(method: str, tiny: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    watch = {"every": 1, "kl_ceiling": 1e-4, "length_ratio": None}
+    told = {**COMMON, "learning_rate": 0.05, "max_steps": 8, "answers": 8, "lora": None, "watch": watch}
+    rows = write_prompts(tmp_path / "prompts.jsonl")
+    spec = {"constitution": constitution(tmp_path, "must_not_match"), "held_out": str(rows)}
+    train = importlib.import_module(f"cai.train.{method}").train
+    result = train(
+        rows,
+        str(tiny),
+        tmp_path / "out",
+        GroupSection.model_validate(told),
+        device="cpu",
+        dtype="float32",
+        spec=spec,
+        sources=[(CountsRed(), 1.0)],
+    )
+    trip = result.manifest["tripped"]
+    assert trip["wire"] == "kl_ceiling" and result.manifest["steps"] == trip["step"] < 8
+    looks = {row["step"]: row["held_out_checks"] for row in curve(tmp_path / "out") if "held_out_checks" in row}
+    assert trip["kept_step"] == max(looks, key=lambda step: (looks[step], -step))
+    ours, theirs = load_file(result.path / "model.safetensors"), load_file(tiny / "model.safetensors")
+    same = all((ours[name] == theirs[name]).all() for name in theirs)
+    assert same == (trip["kept_step"] == 0)

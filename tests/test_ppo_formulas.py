@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -143,15 +144,6 @@ def test_a_mix_weighs_its_sources_and_a_failed_one_fails_the_answer() -> None:
     assert scored.by_source == {"model": [1.0, 2.0, 3.0], "judge": [0.5, None, -1.0]}
 
 
-def test_ensembles_agree_by_mean_worst_or_with_caution() -> None:
-    from cai.train.rewards import combined
-
-    scores = table([1, 3], [3, 3])
-    assert combined(scores, "mean", 0.5).tolist() == [2.0, 3.0]
-    assert combined(scores, "worst", 0.5).tolist() == [1.0, 3.0]
-    assert combined(scores, "cautious", 0.5).tolist() == [1.5, 3.0]
-
-
 def answer(**fields: Any) -> Answer:
     return Answer("key", Reply(**fields), "id")
 
@@ -225,3 +217,64 @@ def test_a_reward_model_reads_the_last_token_of_every_answer_whatever_stands_bes
     ids = judged._members[0]._ids(rollout("one"))
     hidden = model.model(input_ids=torch.tensor([ids])).last_hidden_state
     assert together[0] == pytest.approx(model.score(hidden[0, -1]).item(), abs=1e-5)
+
+
+def test_heads_of_principles_are_weighed_into_one_reward(tmp_path: Path) -> None:
+    """Unweighed they would be an ensemble, in which the worst principle or their disagreement could decide."""
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    from cai.train.rewards import RewardModel
+    from tests.tiny import make_model
+
+    make_model(tmp_path / "model")
+    torch.manual_seed(0)
+    LlamaForSequenceClassification(LlamaConfig.from_pretrained(tmp_path / "model", num_labels=2)).save_pretrained(
+        tmp_path / "model"
+    )
+    heads = {"heads": 2, "principles": ["kind", "brief"]}
+    (tmp_path / "checkpoint.json").write_text(json.dumps({"kind": "model", "reward": heads, "files": {}}))
+
+    def reward(**weights: float) -> float:
+        mix = RewardMix(model=("x",), combine="worst", weights=weights)
+        (score,) = RewardModel([str(tmp_path / "model")], mix, "cpu").score([rollout("red blue")])
+        assert score is not None
+        return score
+
+    kind, brief = reward(brief=0.0), reward(kind=0.0)
+    assert kind != brief
+    assert reward() == pytest.approx((kind + brief) / 2) and reward(kind=3.0) == pytest.approx((3 * kind + brief) / 4)
+    with pytest.raises(UserError, match="no head for principle 'bold'; this reward model has kind, brief"):
+        reward(bold=1.0)
+
+
+def test_an_adapter_on_another_base_rewards_nothing(tmp_path: Path) -> None:
+    from cai.train.rewards import RewardModel
+    from tests.tiny import make_model
+
+    base = make_model(tmp_path / "base")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="an adapter without the checkpoint.json"):
+        RewardModel([str(tmp_path / "adapter")], RewardMix(model=("x",)), "cpu")
+    (tmp_path / "checkpoint.json").write_text(json.dumps({"base": str(base), "base_id": "b2:another", "reward": {}}))
+    with pytest.raises(UserError, match="trained on a base with id b2:another"):
+        RewardModel([str(tmp_path / "adapter")], RewardMix(model=("x",)), "cpu")
+
+
+def test_a_reward_model_that_was_cut_short_or_pickled_rewards_nothing(tmp_path: Path) -> None:
+    from cai.errors import TrainError
+    from cai.train.rewards import RewardModel
+    from tests.tiny import make_model
+
+    model = make_model(tmp_path / "model")
+    mix = RewardMix(model=("x",))
+    size = (model / "model.safetensors").stat().st_size
+    said = {"kind": "model", "reward": {"heads": 1}, "files": {"model/model.safetensors": size + 1}}
+    (tmp_path / "checkpoint.json").write_text(json.dumps(said))
+    with pytest.raises(TrainError, match="the checkpoint is damaged"):
+        RewardModel([str(model)], mix, "cpu")
+    (tmp_path / "checkpoint.json").unlink()
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    with pytest.raises(UserError, match="found pytorch_model.bin, a pickle"):
+        RewardModel([str(model)], mix, "cpu")

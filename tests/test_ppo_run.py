@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -29,9 +30,14 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict:
     tree["models"]["policy"]["checkpoint"] = str(make_model(folder / "base"))
     tree["prompts"]["held_out"] = 0.4
     tree["phases"] = [{"name": "rl", "train": "ppo"}]
-    tree["train"] = {"ppo": TRAINER, "device": "cpu"}
+    tree["train"] = {"ppo": TRAINER, "device": "auto", "dtype": "float32"}
     tree["evaluate"] = {"samples": 1}
-    return runs.run_json(runs.write_config(folder, tree))
+    with pytest.MonkeyPatch.context() as patch:  # a machine that looks as if it had one GPU
+        (folder / "nvidia-smi").write_text("#!/bin/sh\n")
+        (folder / "nvidia-smi").chmod(0o755)
+        patch.setenv("PATH", str(folder), prepend=os.pathsep)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        return runs.run_json(runs.write_config(folder, tree))
 
 
 def test_the_judge_and_the_checks_reward_and_watch(said: dict) -> None:
@@ -44,6 +50,15 @@ def test_the_judge_and_the_checks_reward_and_watch(said: dict) -> None:
     manifest = json.loads((out / "checkpoint.json").read_text())
     assert manifest["method"] == "ppo" and set(manifest["rewards"]) == {"judge", "checks"}
     assert (out / "model" / "model.safetensors").exists(), "the adapter is merged, to be served"
+
+
+def test_a_judge_on_the_trainers_gpu_sleeps_until_it_is_asked(said: dict) -> None:
+    """The scripted server answers nothing while it sleeps, so the rewards of the other tests show that it was woken."""
+    spec = json.loads((Path(said["run"]) / "checkpoints" / "rl.spec.json").read_text())
+    assert spec["judge"]["sleeps"] is True
+    manifest = RunView(said["run"]).manifest
+    starts = [stage for stage in manifest["sessions"][-1]["timings"] if stage["stage"].startswith("start server")]
+    assert len(starts) >= 3, "stopped before the training, started for it, stopped and started again after it"
 
 
 def test_every_call_to_the_judge_while_training_is_kept(said: dict) -> None:

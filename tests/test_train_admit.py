@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,178 @@ def test_nan_in_a_reward_model_names_the_rows(tmp_path: Path) -> None:
 
 def test_shipped_training_and_data_files_are_read() -> None:
     from cai import yamlfile
+    from cai.evaluate.suite import Suite
     from cai.train.files import DataFile, TrainingFile
+    from cai.train.run import spec_of
 
     configs = Path(__file__).resolve().parent.parent / "configs" / "train"
-    assert yamlfile.load(configs / "data.yaml", DataFile).value.sources[0].format == "hh-rlhf"
+    data = yamlfile.load(configs / "data.yaml", DataFile).value
+    assert data.sources[0].format == "hh-rlhf"
+    measured = {
+        p.path for suite in configs.parent.glob("suites/*.yaml") for p in yamlfile.load(suite, Suite).value.prompts
+    }
+    assert measured == {source.path for source in data.keep_out}, "no suite's prompts are trained on"
     assert yamlfile.load(configs / "reward.yaml", TrainingFile).value.train.reward.heads == 1
+    spec = spec_of(configs / "ppo.yaml")
+    assert spec["method"] == "ppo" and Path(spec["constitution"]).name == "quickstart.yaml" and spec["judge"] is None
+
+
+@pytest.mark.parametrize("name", ["cpu", "ddp", "fsdp", "deepspeed-zero2"])
+def test_accelerate_reads_every_config_that_ships(name: str) -> None:
+    """With its own parser, and down to what each process is told, where every key must be one that it knows."""
+    import torch
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    path = Path(__file__).resolve().parent.parent / "configs" / "accelerate" / f"{name}.yaml"
+    told = load_config_from_file(str(path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: name != "cpu")
+        patch.setattr(torch.cuda, "device_count", lambda: 4)
+        words = ["--config_file", str(path), "-m", "cai.train.run", "x.yaml"]
+        parsed = launch_command_parser().parse_args(words)
+        keys = {key for part in (told.fsdp_config, told.deepspeed_config) for key in part or {}}
+        assert keys <= vars(parsed).keys(), "a key that accelerate does not know would be passed over in silence"
+        arguments, *_ = _validate_launch_command(parsed)
+        env = prepare_multi_gpu_env(arguments) if name in ("ddp", "fsdp") else {}
+    assert told.num_processes == arguments.num_processes == (2 if name == "cpu" else 4)
+    assert told.mixed_precision == arguments.mixed_precision == ("no" if name == "cpu" else "bf16")
+    assert (arguments.use_fsdp, arguments.use_deepspeed) == (name == "fsdp", name == "deepspeed-zero2")
+    if name == "fsdp":
+        assert env["FSDP_VERSION"] == "2" and env["FSDP_AUTO_WRAP_POLICY"] == "TRANSFORMER_BASED_WRAP"
+        assert env["FSDP_STATE_DICT_TYPE"] == "FULL_STATE_DICT" and env["FSDP_RESHARD_AFTER_FORWARD"] == "true"
+    if name == "deepspeed-zero2":
+        assert arguments.zero_stage == 2 and arguments.offload_optimizer_device == "none"
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_a_model_that_is_sharded_cannot_write_answers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cai.train.admit import check_not_sharded
+
+    check_not_sharded("ppo")
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(UserError, match=f"'ppo' samples from the model it trains, which {name} would shard"):
+        check_not_sharded("ppo")
+
+
+def test_weights_that_were_cut_short_are_named(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    weights = model / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    with pytest.raises(UserError, match="model.safetensors: not whole safetensors weights"):
+        dpo(model, tmp_path, planted_pairs(8))
+    weights.write_bytes(whole)
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="model-00002-of-00002.safetensors is not here"):
+        dpo(model, tmp_path, planted_pairs(8))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    for path in model.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(UserError, match="its tokenizer cannot be loaded"):
+        dpo(model, tmp_path, planted_pairs(8))
+
+
+def test_held_out_pairs_that_do_not_fit_are_told_before_the_training(tmp_path: Path) -> None:
+    from cai.train import reward
+
+    model = make_model(tmp_path / "model", pad=True)
+    rows = write(tmp_path / "pairs.jsonl", planted_pairs(8))
+    long = write(tmp_path / "long.jsonl", [{**planted_pairs(1)[0], "prompt": message("a " * 90)}])
+    settings = RewardSection.model_validate({**SETTINGS, "epochs": 1.0, "max_length": 64})
+    with pytest.raises(UserError, match="held_out, .*long.jsonl: all 1 rows are longer than 64 tokens"):
+        reward.train(rows, str(model), tmp_path / "rm", settings, device="cpu", held_out=long)
+    assert not (tmp_path / "rm" / "state").exists()
+
+
+def test_flash_attention_is_taken_where_it_is_there_and_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    import transformers.utils
+
+    from cai.config import PpoSection, SftSection
+    from cai.train import trainer
+
+    taken: list[Any] = []
+
+    def load(base: str, **told: Any) -> Any:
+        taken.append(told["attn_implementation"])
+        return SimpleNamespace(config=SimpleNamespace())
+
+    def attention(settings: Any, device: str = "cuda", dtype: str = "bfloat16") -> Any:
+        trainer.load_model(SimpleNamespace(base="x", settings=settings, device=device, dtype=dtype))  # type: ignore
+        return taken[-1]
+
+    monkeypatch.setattr(trainer.AutoModelForCausalLM, "from_pretrained", load)
+    monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: True)
+    assert attention(SftSection()) == attention(PpoSection()) == "flash_attention_2"
+    assert attention(DpoSection()) is None, "its pairs are hidden from each other by a mask"
+    assert attention(SftSection(lora=None)) is None, "all weights are trained in float32"
+    assert attention(SftSection(), device="cpu", dtype="float32") is None
+    monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: False)
+    assert attention(SftSection()) is None
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "reward"])
+def test_bfloat16_and_checkpointing_train_as_float32_does(method: str, tmp_path: Path) -> None:
+    """Both are what a GPU does, here on a CPU. The adapter stays in float32, or its small updates were lost."""
+    import importlib
+
+    import torch
+    from safetensors.torch import load_file
+
+    from cai.train.run import _SECTIONS
+    from tests.training import curve
+
+    model = make_model(tmp_path / "model", pad=True)
+    rows: list[dict[str, Any]] = planted_pairs(16)
+    if method == "sft":
+        rows = [
+            {"prompt": r["prompt"], "completion": r["chosen"][0]["content"], "id": str(i)} for i, r in enumerate(rows)
+        ]
+    path = write(tmp_path / "rows.jsonl", rows)
+
+    def losses(dtype: str, **changes: Any) -> list[float]:
+        told = {**SETTINGS, "epochs": 1.0, "learning_rate": 1e-3, **changes}
+        if method == "reward":
+            told["held_out"] = 0.0
+        out = tmp_path / f"{dtype}-{len(changes)}"
+        train = importlib.import_module(f"cai.train.{method}").train
+        result = train(path, str(model), out, _SECTIONS[method].model_validate(told), device="cpu", dtype=dtype)
+        weights = load_file(result.path / "adapter_model.safetensors")
+        assert {weight.dtype for weight in weights.values()} == {torch.float32}
+        return [row["loss"] for row in curve(out)]
+
+    plain = losses("float32")
+    assert len(plain) == 2 and losses("float32", checkpointing=True) == pytest.approx(plain, abs=1e-6)
+    assert losses("bfloat16") == pytest.approx(plain, abs=0.02)
+
+
+def test_an_adapter_over_four_bits_stays_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from cai.train import dpo as module
+
+    def as_if_quantized(job: Any) -> Any:
+        made = load(job)
+        made.is_loaded_in_4bit = True  # what TRL looks at before it rounds adapters
+        return made
+
+    load, seen = module.load_model, set[Any]()
+    monkeypatch.setattr(module, "load_model", as_if_quantized)
+    compute = module.CaiDPOTrainer._compute_loss
+
+    def looks(self: Any, *args: Any) -> Any:
+        seen.update(weight.dtype for weight in self.model.parameters() if weight.requires_grad)
+        self.model.get_base_model().is_loaded_in_4bit = False  # whoever counts its weights would ask bitsandbytes
+        return compute(self, *args)
+
+    monkeypatch.setattr(module.CaiDPOTrainer, "_compute_loss", looks)
+    dpo(make_model(tmp_path / "model", pad=True), tmp_path, planted_pairs(8))
+    assert seen == {torch.float32}

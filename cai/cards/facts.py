@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 from cai import __version__, canon, pairs
 from cai.errors import UserError
-from cai.evaluate.intervals import wilson
 from cai.evaluate.judging import together, weaknesses
 from cai.model.fetch import EMBEDDED
-from cai.records import PEOPLE, Override
+from cai.records import PEOPLE
 from cai.report import collect
 from cai.report.words import plural
-from cai.stages.settle import effective_override, settle
+from cai.review import agreement
+from cai.review.book import Book
+from cai.stages.settle import effective_override
 from cai.trail import RunView
 
 Kind = Literal["model", "dataset"]
@@ -123,31 +124,17 @@ def _judge(data: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def people(run: RunView) -> dict[str, Any]:
-    """Return how often people decided, and how often the judge alone had said the same.
+    """Return how often people decided, and how often the judge says what they say.
 
-    Only labels given without sight of the judge's verdict (`blind`) measure agreement; the others are counted.
+    That is measured on the comparisons drawn at random for review, by labels given without sight of its verdict, as
+    `cai review agreement` has it. What somebody decided outright was picked, as a rule for being wrong.
     """
-    overridden = blind = agreed = compared = 0
-    for phase in run.phases:
-        for end in run.ended(phase):
-            held = effective_override(end.decisions)
-            if held is None:
-                continue
-            overridden += 1
-            blind += held.blind
-            alone = settle(
-                end.comparison.id,
-                [d for d in end.decisions if not isinstance(d, Override)],
-                run.due(end.comparison, end.prompt.domain),
-                on_disagreement=run.config.judge.on_disagreement,
-                tie_margin=run.config.judge.tie_margin,
-            )
-            if held.blind and alone.label is not None:
-                compared += 1
-                agreed += alone.label == held.label
-    interval = wilson(agreed, compared)
-    share = {"value": agreed / compared, "low": interval[0], "high": interval[1]} if interval else None
-    return {"decided": overridden, "blind": blind, "compared": compared, "agreed": agreed, "agreement": share}
+    ended = (end for phase in run.phases for end in run.ended(phase))
+    held = [found for end in ended if (found := effective_override(end.decisions))]
+    book = Book(run.connection)
+    drawn = agreement.reviewed(run, book, agreement.current_draw(book))
+    accuracy = agreement.accuracy([r for r in drawn if r.item.principle_id is None])
+    return {"decided": len(held), "blind": sum(found.blind for found in held), "accuracy": accuracy}
 
 
 def _rows(run: RunView) -> dict[str, Any]:
@@ -206,10 +193,13 @@ def limits(facts: dict[str, Any]) -> Iterator[str]:
     yield from (f"Collapse check: {warning}." for warning in (evaluation.get("collapse") or {}).get("warnings", ()))
     if judge:
         yield from (f"{weakness[:1].upper()}{weakness[1:]}." for weakness in judge["weaknesses"])
-    if not told["compared"]:
-        yield "No person's blind labels were compared with the judge's, so how far it agrees with people is not known."
-    elif told["compared"] < _FEW_PROMPTS:
-        yield f"The judge was compared with people on {plural(told['compared'], 'comparison')} only."
+    if not told["accuracy"]:
+        yield (
+            "No comparisons drawn at random were given people's blind labels, so how far the judge agrees with people "
+            "is not known."
+        )
+    elif told["accuracy"]["n"] < _FEW_PROMPTS:
+        yield f"The judge was compared with people on {plural(told['accuracy']['n'], 'comparison')} only."
     n_held_out = evaluation.get("n_prompts", 0)
     if not (evaluation.get("n_answers") or {}).get("after"):
         yield "No trained policy was evaluated on held-out prompts."

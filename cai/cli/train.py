@@ -77,11 +77,16 @@ def _file(arguments: argparse.Namespace) -> int:
 
     from cai import shipped
     from cai.cli.terminal import say, say_json
+    from cai.errors import UserError
     from cai.train.run import quiet_libraries, spec_of, train_with
 
     spec = spec_of(shipped.find(arguments.run), arguments.overrides)
     if arguments.show:
+        from cai.config import SAMPLING
         from cai.train.data import show_file
+
+        if spec["method"] in SAMPLING:
+            raise UserError(f"{arguments.run}: {spec['method']} trains on prompts alone; there are no rows to show")
 
         return _show(show_file(spec["rows"], spec["method"], spec["base"], arguments.show), arguments.json)
     quiet_libraries()

@@ -30,6 +30,8 @@ _QUIET = {
 _SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 _BATCH_TOKENS = 8192
 _ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_SHARED = 0.5
+"""Most of a GPU's memory that a server may take which sleeps while a training has it."""
 _MOST_FORKED_CORES = 16
 """On larger machines it is worth more that vLLM binds its threads to the cores of one memory node."""
 _BINDS_OR_SPLITS = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
@@ -53,12 +55,19 @@ def scripted(engine: EngineSection, port: int) -> Command:
 
 
 def vllm(
-    checkpoint: str, engine: EngineSection, port: int, *, revision: str | None = None, adapter_rank: int | None = None
+    checkpoint: str,
+    engine: EngineSection,
+    port: int,
+    *,
+    revision: str | None = None,
+    adapter_rank: int | None = None,
+    sleeps: bool = False,
 ) -> Command:
     """Return how to serve a folder or hub id with the build of vLLM that is installed.
 
     A hub id is served at the commit that its identity names. With `adapter_rank` the server takes LoRA adapters of up
-    to this rank while it runs. Raises UserError where there is no vLLM.
+    to this rank while it runs; with `sleeps` it can give its GPU back for a while. Raises UserError where there is no
+    vLLM.
     """
     module, environment = "vllm.entrypoints.openai.api_server", _environment()
     is_folder = Path(checkpoint).is_dir()
@@ -66,7 +75,12 @@ def vllm(
         environment["HF_HUB_OFFLINE"] = "1"
     length = _length(checkpoint, engine, revision)
     if build() == "cuda":
-        flags = ["--gpu-memory-utilization", str(engine.gpu_memory_utilization)]
+        share = min(engine.gpu_memory_utilization, _SHARED) if sleeps else engine.gpu_memory_utilization
+        flags = ["--gpu-memory-utilization", str(share), *(("--enable-sleep-mode",) if sleeps else ())]
+        if sleeps:
+            environment["VLLM_SERVER_DEV_MODE"] = (
+                "1"  # the doors to sleep and wake; the server listens on loopback only
+            )
     else:
         flags = _cpu_flags(engine, length)
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(_cache_gib(engine))

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils.logging import disable_progress_bar
 
 from cai.config import EngineSection
@@ -33,6 +34,8 @@ from cai.errors import EngineError, RejectedError
 
 _MAX_ROWS = 32
 _MAX_BATCH_TOKENS = 16_384
+_LETS_GO = (DynamicLayer, DynamicSlidingWindowLayer)
+"""Caches that can forget a row; those of recurrent layers hold states beside keys and values, and cannot."""
 _LEAST_SHARED = 32
 """Prompts that share fewer tokens than this are each read whole."""
 
@@ -172,18 +175,21 @@ def stop_ids(model: Any, tokens: Tokens) -> frozenset[int]:
 
 @torch.inference_mode()
 def continue_all(model: Any, starts: Sequence[Start], sampling: Sampling, stops: frozenset[int]) -> list[list[int]]:
-    """Return the new tokens of every row, 1 to `sampling.max_tokens`; a row that stopped ends with its stop token."""
+    """Return the new tokens of every row, 1 to `sampling.max_tokens`; a row that stopped ends with its stop token.
+
+    Rows that have stopped are let go of as soon as they are half of the batch.
+    """
     ids_BT, mask_BT = _left_padded([start.ids for start in starts], model.device)
     place_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
     draws = [random.Random(start.seed) for start in starts]
     written: list[list[int]] = [[] for _ in starts]
-    live = set(range(len(starts)))
+    live, rows = set(range(len(starts))), list(range(len(starts)))
     for _ in range(sampling.max_tokens):
         logits_BV = _forward(model, ids_BT, mask_BT, place_BT, cache)[:, -1]
-        u_B = torch.tensor([draw.random() for draw in draws], dtype=torch.float64, device=model.device)
+        u_B = torch.tensor([draws[row].random() for row in rows], dtype=torch.float64, device=model.device)
         next_B = pick(logits_BV, sampling, u_B)
-        for row, token in enumerate(next_B.tolist()):
+        for row, token in zip(rows, next_B.tolist(), strict=True):
             if row in live:
                 written[row].append(token)
                 if token in stops:
@@ -191,7 +197,12 @@ def continue_all(model: Any, starts: Sequence[Start], sampling: Sampling, stops:
         if not live:
             break
         ids_BT, place_BT = next_B[:, None], place_BT[:, -1:] + 1
-        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(starts), 1)], dim=-1)
+        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], dim=-1)
+        if 2 * len(live) <= len(rows) and all(type(layer) in _LETS_GO for layer in cache.layers):
+            left_B = torch.tensor([at for at, row in enumerate(rows) if row in live], device=model.device)
+            cache.batch_select_indices(left_B)
+            ids_BT, place_BT, mask_BT = ids_BT[left_B], place_BT[left_B], mask_BT[left_B]
+            rows = [rows[at] for at in left_B.tolist()]
     return written
 
 

@@ -177,10 +177,12 @@ async def start(
     identity: str,
     revision: str | None = None,
     adapter_rank: int | None = None,
+    sleeps: bool = False,
 ) -> Server:
     """Start a server for `checkpoint` (a folder or hub id) and return it when it serves.
 
-    With `adapter_rank` it takes LoRA adapters of up to this rank later on.
+    With `adapter_rank` it takes LoRA adapters of up to this rank later on; with `sleeps` it can leave its GPU to a
+    training for a while (see `cai.engine.sleeping`).
     """
     await asyncio.to_thread(stop_leftovers, run_dir, name)
     port = _free_port()
@@ -188,7 +190,7 @@ async def start(
         command = commands.scripted(engine, port)
     else:
         command = await asyncio.to_thread(
-            commands.vllm, checkpoint, engine, port, revision=revision, adapter_rank=adapter_rank
+            commands.vllm, checkpoint, engine, port, revision=revision, adapter_rank=adapter_rank, sleeps=sleeps
         )
     server = Server(command, port, engine=engine, run_dir=run_dir, name=name, identity=identity)
     try:

@@ -312,6 +312,7 @@ class Conductor:
             base = await self._weights(base)
             further = await rewarding.further(self, turn, judge) if method in SAMPLING else None
             done = await training.train(self.config, folder, turn.name, method, rows, base, self.meter, n_rows, further)
+            await self._make_room()  # a judge that slept beside the training is started afresh when it is asked
         elif done["rows_id"] != canon.id_of_bytes(rows.read_bytes()):
             stale.append(str(out))
             self.meter.note(f"{out} is stale: its rows have changed since; remove it and run again to train anew")

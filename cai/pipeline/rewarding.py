@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai.config import RlSection
+from cai.engine import sleeping
+from cai.engine.command import shares_gpu_with_training
 from cai.errors import UserError
 from cai.model.fetch import resolve
 from cai.pairs import prompt_rows, write_jsonl
@@ -42,8 +44,14 @@ async def further(conductor: Conductor, turn: PhaseTurn, judge: Recorded) -> dic
 
 
 async def _judge(conductor: Conductor, judge: Recorded) -> dict[str, Any]:
-    """Return how the training reaches the judge."""
-    config, section = conductor.config, await conductor.fleet.address(judge.model)
+    """Return how the training reaches the judge, which sleeps until it is asked where both have one GPU."""
+    config, fleet = conductor.config, conductor.fleet
+    sleeps = config.engine.kind != "transformers" and not judge.model.section.base_url
+    fleet.sleeps = sleeps = sleeps and shares_gpu_with_training(config.train.device)
+    section = await fleet.address(judge.model)
+    fleet.sleeps = False
+    for url in section.base_url if sleeps else ():
+        await sleeping.sleep(url)
     tokenizer = section.tokenizer or section.checkpoint
     scripted = config.engine.kind == "scripted" and not judge.model.section.base_url
     return {
@@ -54,6 +62,7 @@ async def _judge(conductor: Conductor, judge: Recorded) -> dict[str, Any]:
         "templates": str(conductor.folder / "prompts"),
         "near": str(conductor.folder),
         "max_outside_mass": config.judge.max_outside_mass,
+        "sleeps": sleeps,
     }
 
 

@@ -70,6 +70,8 @@ class Fleet:
         self._endpoints: dict[str, list[Endpoint]] = {}
         self._failure: CaiError | None = None
         self._starting = asyncio.Lock()
+        self.sleeps = False
+        """Whether servers started from now on can be put to sleep."""
 
     def model(self, section: ModelSection, name: str) -> Lazy:
         """Return the model a config section names."""
@@ -162,6 +164,7 @@ class Fleet:
                 identity=identity,
                 revision=section.revision,
                 adapter_rank=self._adapter_rank(section),
+                sleeps=self.sleeps,
             )
         self._servers[identity] = server
         endpoint = Endpoint(server.url, self._engine, revive=server.revive)

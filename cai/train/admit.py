@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +15,12 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def check_base(path: str) -> None:
-    """Raise UserError where a local model has no safetensors weights, or an adapter stands where a model should."""
+    """Raise UserError where a local model has no whole safetensors weights, or an adapter stands in its place."""
     folder = Path(path)
-    if not folder.is_dir() or any(folder.glob("model*.safetensors")):
+    if not folder.is_dir():
+        return
+    if weights := sorted(folder.glob("model*.safetensors")):
+        _check_whole(folder, weights)
         return
     if (folder / "adapter_config.json").exists():
         raise UserError(
@@ -25,6 +30,24 @@ def check_base(path: str) -> None:
     pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
     found = f"found {pickles[0]}, a pickle, which can run code when it is loaded" if pickles else "found no weights"
     raise UserError(f"{path}: {found}; expected model.safetensors (save the model again with save_pretrained)")
+
+
+def _check_whole(folder: Path, weights: Sequence[Path]) -> None:
+    """Raise UserError for a file of weights that was cut short, or one that the index names and that is not there."""
+    from safetensors import SafetensorError, safe_open
+
+    index = folder / "model.safetensors.index.json"
+    named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else set()
+    if missing := sorted(named - {path.name for path in weights}):
+        raise UserError(f"{folder}: {missing[0]} is not here, though {index.name} names it; fetch the model again")
+    for path in weights:
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except SafetensorError as error:
+            raise UserError(
+                f"{path}: not whole safetensors weights ({error}); fetch or save the model again"
+            ) from error
 
 
 def check_room(prompts: Sequence[tuple[str, int]], base: str, max_new_tokens: int) -> None:
@@ -42,6 +65,16 @@ def _context(base: str) -> int | None:
     from transformers import AutoConfig
 
     return getattr(AutoConfig.from_pretrained(base).get_text_config(), "max_position_embeddings", None)
+
+
+def check_not_sharded(method: str) -> None:
+    """Raise UserError where `accelerate launch` was told to shard a model that has to write answers."""
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
+            raise UserError(
+                f"method '{method}' samples from the model it trains, which {name} would shard; launch it with "
+                "configs/accelerate/ddp.yaml, one whole model a process (an adapter or nf4 makes it small)"
+            )
 
 
 def check_examples(examples: list[Example], base: str, settings: TrainerSection) -> None:

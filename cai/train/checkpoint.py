@@ -131,6 +131,16 @@ def check_whole(out: Path, manifest: dict[str, Any]) -> None:
             )
 
 
+def check_fits(out: Path, manifest: dict[str, Any], base: str) -> None:
+    """Raise UserError where `base` is not what the adapter in `out` was trained on."""
+    found = content_of(base)
+    if found != manifest["base_id"]:
+        raise UserError(
+            f"{out}: this adapter was trained on a base with id {manifest['base_id']}, but "
+            f"'{manifest['base']}' has {found}; bring back that base, or train the adapter anew"
+        )
+
+
 def content_of(folder: str | Path) -> str:
     """Return the content id of a model's or adapter's folder: its weights and configuration, byte for byte.
 

@@ -48,14 +48,20 @@ def pair_set_id(ids: Sequence[str]) -> str:
     return canon.content_id("pair_set", sorted(ids))
 
 
-def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model. Raises UserError where it has no chat template.
+def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model. Raises UserError where there is none, or it has no chat template.
 
     A missing pad token is replaced by the end-of-turn token; masks come from lengths, so it is never learnt or seen.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        raise UserError(
+            f"'{base}': its tokenizer cannot be loaded ({said}); check the folder, or the network"
+        ) from error
     if not tokenizer.chat_template:
         raise UserError(
             f"'{base}': the tokenizer has no chat template, so conversations cannot be rendered; "

@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cai.config import Positive, Probability, PromptSource, Section, TrainSection
+from cai.config import (
+    SAMPLING,
+    EngineSection,
+    ModelSection,
+    Positive,
+    Probability,
+    PromptSource,
+    Section,
+    TrainSection,
+)
 
 
 class DataSource(Section):
@@ -75,17 +84,35 @@ class DataFile(Section):
 class TrainingFile(Section):
     """One training outside a run: `cai train FILE.yaml`. Relative paths are also looked for beside the file."""
 
-    method: Literal["sft", "dpo", "reward"]
+    method: Literal["sft", "dpo", "reward", "ppo", "grpo", "rloo"]
     """What to train; its settings stand under `train`."""
     base: str
     """The model to start from: an embedded name, a Hugging Face id or a local folder."""
     rows: str
-    """A JSONL file of rows: a run's pairs, or any set that `cai data` made."""
+    """A JSONL file of rows: a run's pairs, or any set that `cai data` made. For methods that sample, prompts:
+    `{"id", "prompt": text or messages, "domain"}`."""
     held_out: str | None = None
-    """A file of pairs that a reward model is measured on; None measures nothing."""
+    """A file of pairs that a reward model is measured on, or of prompts whose answers the tripwires of a method that
+    samples look at; None measures nothing."""
+    constitution: str | None = None
+    """The principles that reward answers (`checks_weight`, `judge_weight`) and that held-out answers are scored by."""
+    judge: ModelSection | None = None
+    """Who scores answers under the principles that code does not decide: servers that run already (`base_url`)."""
+    engine: EngineSection = EngineSection()
+    """How the judge is asked, and how the server of `rollouts: vllm` is started."""
     out: str
     """The folder of the training. The same command on the same folder goes on or finds it done."""
     seed: int = 0
     """Decides the order of the rows, the adapter's and heads' first weights and the bootstrap."""
     train: TrainSection = TrainSection()
     """Settings by method, device and precision."""
+
+    @model_validator(mode="after")
+    def _what_samples_has_its_own(self) -> TrainingFile:
+        if self.method not in SAMPLING:
+            given = [key for key in ("constitution", "judge") if getattr(self, key) is not None]
+            if given:
+                raise ValueError(f"method '{self.method}' asks nobody; leave out {' and '.join(given)}")
+        elif self.judge is not None and not self.judge.base_url:
+            raise ValueError("a training file starts no judge; name servers that run already in judge.base_url")
+        return self

@@ -29,10 +29,10 @@ from cai.train.batches import sft_batch
 from cai.train.data import Example
 from cai.train.heldout import Rendered
 from cai.train.job import Interrupted, OnStep, TrainResult
-from cai.train.policy import entropy_of, log_softmax_at, reference_logps
+from cai.train.policy import at_targets, entropy_of, reference_logps
 from cai.train.rewards import Source
 from cai.train.rollouts import InProcess, Rollout, sample, stop_tokens
-from cai.train.trainer import Hooks, Progress, arguments, load_model, lora_config
+from cai.train.trainer import Hooks, Progress, arguments, load_model, load_plain, lora_config
 from cai.train.tripwires import Trip, best, kl_ceiling, not_a_number, tripped
 
 # Where vLLM is installed, TRL would import it here, which takes longer than all the rest; we sample without it.
@@ -57,8 +57,8 @@ class _Sampling(Hooks):
             peft_config=lora_config(self.job.settings),
         )
         self.plain = self.accelerator.unwrap_model(self.model)
-        merged = load_model(self.job).to(self.accelerator.device) if self.job.settings.lora else None
-        self.writer = InProcess(self.plain, self.stops, merged)
+        merged = load_plain(self.job)
+        self.writer = InProcess(self.plain, self.stops, merged and merged.to(self.accelerator.device))
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         return super(Hooks, self)._get_train_sampler(dataset)  # TRL's, which repeats every prompt for its answers
@@ -215,11 +215,10 @@ class _Watch(TrainerCallback):
             example = Example(rollout.row.id, rollout.prompt_ids, [rollout.answer_ids])
             batch = {k: v.to(plain.device) for k, v in sft_batch([example], 0).items()}
             with self.trainer.accelerator.autocast():
-                logps_MV, _, _, targets_M = log_softmax_at(plain, batch)
-                logps_M = logps_MV.gather(-1, targets_M[:, None]).squeeze(1)
-                before_M = reference_logps(plain, reference, batch) if knows_reference else logps_M
-            gaps.append(float((logps_M - before_M).sum()))
-            entropies += entropy_of(logps_MV).tolist()
+                at = at_targets(plain, batch)
+                before_M = reference_logps(plain, reference, batch) if knows_reference else at.logps_M
+            gaps.append(float((at.logps_M - before_M).sum()))
+            entropies += entropy_of(at.logps_MV).tolist()
         plain.train(was_training)
         return {"kl": fmean(gaps), "entropy": fmean(entropies)}
 

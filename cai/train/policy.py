@@ -1,7 +1,7 @@
 """The policy as PPO trains it: a language model that says, beside every token's log-probability, what it is worth.
 
-Shapes: `B` rows, `T` positions, `C` positions with a target in some row, `M` targets of all rows one after the other,
-`L` tokens of the longest answer, `V` vocabulary, `H` hidden size.
+Shapes: `B` rows, `T` positions, `M` targets of all rows one after the other, `L` tokens of the longest answer,
+`V` vocabulary, `H` hidden size.
 """
 
 from __future__ import annotations
@@ -27,34 +27,53 @@ class Told(NamedTuple):
     """Entropy of the distribution that the token was drawn from, in nats; None where it was not asked for."""
 
 
+class AtTargets(NamedTuple):
+    """What a language model says where it predicts a target."""
+
+    logps_MV: torch.Tensor
+    """Log-probabilities of all tokens, in nats and float32."""
+    hidden_MH: torch.Tensor
+    """The last hidden states, which the logits were made of."""
+    targets_M: torch.Tensor
+    """The tokens that stand there."""
+
+    @property
+    def logps_M(self) -> torch.Tensor:
+        """Log-probabilities of the targets."""
+        return self.logps_MV.gather(-1, self.targets_M[:, None]).squeeze(1)
+
+
 class Policy(nn.Module):
     """A causal language model with a value head on it, or beside it a critic with one."""
 
-    def __init__(self, model: Any, critic: Any = None) -> None:
-        """`model` may carry a LoRA adapter; `critic` is the backbone of a model of its own, or None."""
+    def __init__(self, model: Any, critic: Any = None, *, learns_entropy: bool = False) -> None:
+        """`model` may carry a LoRA adapter; `critic` is the backbone of a model of its own, or None.
+
+        Without `learns_entropy` the entropy is told without its gradient, which would hold another tensor over V.
+        """
         super().__init__()
-        self.model, self.critic = model, critic
+        self.model, self.critic, self._learns_entropy = model, critic, learns_entropy
         self.value = nn.Linear(model.config.get_text_config().hidden_size, 1, dtype=torch.float32)
         nn.init.zeros_(self.value.weight)  # every answer is expected to bring nothing, until shown otherwise
         nn.init.zeros_(self.value.bias)
-        self._hidden: torch.Tensor | None = None
-        self._with_values = True
-        plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-        plain.get_output_embeddings().register_forward_pre_hook(self._keep_hidden)
-
-    def _keep_hidden(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        self._hidden = inputs[0]  # the last hidden states of the very columns whose logits are made
 
     def forward(self, batch: Batch, *, entropy: bool = False) -> Told:
         """Return what is said of every target; the entropy only where it is asked for, since it costs a pass over V."""
-        logps_MV, columns_C, marked_BC, targets_M = log_softmax_at(self.model, batch)
-        hidden_BCH, self._hidden = self._hidden, None
+        at = at_targets(self.model, batch)
+        hidden_MH = at.hidden_MH
         if self.critic is not None:
             out = self.critic(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-            hidden_BCH = out.last_hidden_state[:, columns_C]
-        values_M = self.value(hidden_BCH[marked_BC].float()).squeeze(-1)
-        entropy_M = entropy_of(logps_MV) if entropy else None
-        return Told(logps_MV.gather(-1, targets_M[:, None]).squeeze(1), values_M, entropy_M)
+            hidden_MH = out.last_hidden_state[batch["targets"] != IGNORE]
+        values_M = self.value(hidden_MH.float()).squeeze(-1)
+        logps_MV = at.logps_MV if self._learns_entropy else at.logps_MV.detach()
+        return Told(at.logps_M, values_M, entropy_of(logps_MV) if entropy else None)
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether two forward passes of the same weights may differ in training."""
+        sides = [side for side in (self.model, self.critic) if side is not None]
+        drawn = any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.modules())
+        return drawn or any(getattr(side.config.get_text_config(), "attention_dropout", None) for side in sides)
 
     def trained(self) -> dict[str, torch.Tensor]:
         """Return the weights that are trained, by name: what a checkpoint must hold."""
@@ -75,22 +94,29 @@ def reference_logps(model: Any, reference: Any, batch: Batch) -> torch.Tensor:
     That is `reference`, or where it is None `model` without its adapter.
     """
     with nullcontext() if reference is not None else model.disable_adapter():
-        logps_MV, _, _, targets_M = log_softmax_at(model if reference is None else reference, batch)
-    return logps_MV.gather(-1, targets_M[:, None]).squeeze(1)
+        return at_targets(model if reference is None else reference, batch).logps_M
 
 
-def log_softmax_at(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return log-probabilities of all tokens at every target (M, V), the columns with targets, their marks, targets.
+def at_targets(model: Any, batch: Batch) -> AtTargets:
+    """Return what a causal language model says at every target.
 
-    Logits are made for those columns only.
+    The output layer is given the hidden states of the targets and no others: answers begin in different columns, and
+    of every column that holds one row's target it would make logits for all rows.
     """
-    targets_BT = batch["targets"]
-    columns_C = (targets_BT != IGNORE).any(0).nonzero().squeeze(1)
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-    logits_BCV = model(**inputs, logits_to_keep=columns_C).logits
-    targets_BC = targets_BT[:, columns_C]
-    marked_BC = targets_BC != IGNORE
-    return torch.log_softmax(logits_BCV[marked_BC].float(), -1), columns_C, marked_BC, targets_BC[marked_BC]
+    marked_BT = batch["targets"] != IGNORE
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kept: list[torch.Tensor] = []
+
+    def only_targets(layer: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        kept.append(inputs[0][marked_BT])
+        return (kept[0],)
+
+    hook = plain.get_output_embeddings().register_forward_pre_hook(only_targets)
+    try:
+        out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    finally:
+        hook.remove()
+    return AtTargets(torch.log_softmax(out.logits.float(), -1), kept[0], batch["targets"][marked_BT])
 
 
 def entropy_of(logps_MV: torch.Tensor) -> torch.Tensor:

@@ -38,15 +38,16 @@ from cai.config import EngineSection, KlSection, PpoSection
 from cai.errors import TrainError
 from cai.manifest import write_atomically
 from cai.train import setup, telemetry
+from cai.train.adapters import in_place
 from cai.train.batches import Batch, sft_batch
 from cai.train.data import Example
 from cai.train.heldout import Rendered
 from cai.train.job import Interrupted, Job, OnStep, TrainResult
-from cai.train.policy import Policy, answer_mask, reference_logps, spread
+from cai.train.policy import Policy, Told, answer_mask, reference_logps, spread
 from cai.train.rewards import Scored, Source
 from cai.train.rollouts import InProcess, Rollout, Writer, sample, stop_tokens
-from cai.train.served import Served
-from cai.train.trainer import load_model, lora_config
+from cai.train.served import Served, loads_adapter
+from cai.train.trainer import checkpoints, load_model, load_plain, lora_config
 from cai.train.tripwires import Trip, best, kl_ceiling, not_a_number, tripped
 
 Item = TypeVar("Item")
@@ -245,18 +246,23 @@ class Ppo:
         if adapter:
             from peft import get_peft_model
 
-            model = get_peft_model(model, adapter)
-        self.policy = Policy(model, self._critic() if self.ppo.critic == "separate" else None)
+            model = in_place(get_peft_model(model, adapter))
+        if checkpoints(self.job):
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        critic = self._critic() if self.ppo.critic == "separate" else None
+        self.policy = Policy(model, critic, learns_entropy=self.ppo.entropy_weight > 0)
         self.policy.to(self.accelerator.device).train()
         self.optimizer = torch.optim.AdamW(self._groups(), eps=1e-5, weight_decay=0.0)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.policy, self.optimizer)
+        # Not the optimizer: wrapped, it would skip its steps where an earlier training of this process ended badly.
+        self.wrapped = self.accelerator.prepare(self.policy)
         self.stops = stop_tokens(model, self.renderer)
-        self.writer = self._writer(bool(adapter), ready.spec.get("engine") or {})
+        self.writer = self._writer(ready.spec.get("engine") or {})
         self.betas = {"": self.ppo.kl.beta, **self.ppo.kl.by_domain}
         self.looks: list[dict[str, Any]] = []
         self.trip: Trip | None = None
         self.n_failed = 0
         self.step_done = 0
+        self._kept: tuple[list[int], Told] | None = None
 
     def _critic(self) -> Any:
         """Return the backbone of a critic of its own: the base once more, trained in the way the policy is."""
@@ -267,7 +273,7 @@ class Ppo:
         from peft import get_peft_model
 
         adapter.task_type = "FEATURE_EXTRACTION"
-        return get_peft_model(critic, adapter)
+        return in_place(get_peft_model(critic, adapter))
 
     def _groups(self) -> list[dict[str, Any]]:
         """Return the trained weights in two groups, policy and critic, with their peak learning rates."""
@@ -278,14 +284,17 @@ class Ppo:
         peaks = (self.ppo.learning_rate, self.ppo.critic_learning_rate or self.ppo.learning_rate)
         return [{"params": p, "lr": peak, "peak": peak} for p, peak in zip((own, critics), peaks, strict=True)]
 
-    def _writer(self, has_adapter: bool, engine: Mapping[str, Any]) -> Writer:
+    def _writer(self, engine: Mapping[str, Any]) -> Writer:
         """Return who samples; `engine` is the run's section."""
-        plain = load_model(self.job).to(self.accelerator.device).requires_grad_(False) if has_adapter else None
+        served = self.ppo.rollouts == "vllm"
+        plain = None if served and loads_adapter(self.job) else load_plain(self.job)
+        if plain is not None:
+            plain.to(self.accelerator.device).requires_grad_(False)
         writer = InProcess(self.policy.model, self.stops, plain)
-        if self.ppo.rollouts == "in_process":
+        if not served:
             return writer
-        served = EngineSection.model_validate(engine)
-        return Served(self.job, self.policy.model, writer, served, self.stops, self.renderer.tokenizer)
+        section = EngineSection.model_validate(engine)
+        return Served(self.job, self.policy.model, writer, section, self.stops, self.renderer.tokenizer)
 
     # -- from the first step to the last -----------------------------------------------------------------------------
 
@@ -336,7 +345,7 @@ class Ppo:
         rollouts = self._sample([self.prompts[i] for i in numbers], seeds)
         written = time.monotonic()
         scored = self._score(rollouts, step)
-        memory = self._remember(rollouts, scored)
+        memory = self._remember(step, rollouts, scored)
         figures = self._improve(step, memory)
         figures |= self._steer(memory)
         texts = [rollout.text for rollout in rollouts]
@@ -400,32 +409,48 @@ class Ppo:
     # -- look again --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _look_again(self, rollouts: Sequence[Rollout]) -> list[Looked]:
-        """Return what policy, value head and reference say of the answers.
+    def _look_again(self, rollouts: Sequence[Rollout], first: Sequence[int] = ()) -> list[Looked]:
+        """Return what policy, value head and reference say of the answers; keep the forward pass of the first ones.
 
         The policy's log-probabilities are computed here and not taken from whoever sampled: a server rounds otherwise,
         and the ratio to be clipped must be 1 where nothing has changed.
         """
         found: list[Looked | None] = [None] * len(rollouts)
+        others = self._by_length(rollouts, sorted({*range(len(rollouts))} - {*first}))
         self.policy.eval()
-        for numbers in self._by_length(rollouts, range(len(rollouts))):
+        for numbers in [*others, *([list(first)] if first else [])]:
+            kept = numbers == first  # it comes last, so that its graph is held while nothing else is looked at
+            self.policy.train(kept)
             batch = self._tensors([rollouts[i] for i in numbers])
             with self.accelerator.autocast():
-                told = self.policy(batch, entropy=True)
                 reference_M = reference_logps(self.policy.model, self.reference, batch)
+                with torch.set_grad_enabled(kept):
+                    told = self.policy(batch, entropy=True)
+            if kept:
+                self._kept = numbers, told
             lengths = [len(rollouts[i].answer_ids) for i in numbers]
             columns = (told.logps_M, told.values_M, told.entropy_M, reference_M)
-            parts = zip(*(column_M.cpu().split(lengths) for column_M in columns), strict=True)
+            parts = zip(*(column_M.detach().cpu().split(lengths) for column_M in columns), strict=True)
             for i, part in zip(numbers, parts, strict=True):
                 found[i] = Looked(*part)
         self.policy.train()
         return [looked for looked in found if looked is not None]
 
-    def _remember(self, rollouts: Sequence[Rollout], scored: Scored) -> Memory:
+    def _first(self, step: int, rollouts: Sequence[Rollout]) -> list[int]:
+        """Return the answers that are trained on first, where the look at them can be their forward pass too.
+
+        It can where one process trains without dropout: until the first optimizer step the weights are the same.
+        """
+        if self.accelerator.num_processes > 1 or self.policy.has_dropout:
+            return []
+        return self._by_length(rollouts, self._minibatches(step, 0, len(rollouts))[0])[0]
+
+    def _remember(self, step: int, rollouts: Sequence[Rollout], scored: Scored) -> Memory:
         """Return the answers that could be scored with their advantages and returns."""
         kept = [i for i, total in enumerate(scored.totals) if total is not None]
         rows = [rollouts[i] for i in kept]
-        looked = self._shared(rows, self._look_again)
+        first = self._first(step, rows)
+        looked = self._shared(rows, lambda items: self._look_again(items, first))
         mask_BL = answer_mask([len(row.answer_ids) for row in rows])
         logps_BL, values_BL, entropy_BL, reference_BL = (
             spread(torch.cat([getattr(each, name) for each in looked]), mask_BL) for name in Looked._fields
@@ -468,11 +493,8 @@ class Ppo:
         sums: dict[str, float] = {}
         norms: list[float] = []
         for number in range(self.ppo.passes):
-            order = list(range(len(memory.rollouts)))
-            random.Random(self._hash("pass", step, number)).shuffle(order)
-            size = math.ceil(len(order) / self.ppo.minibatches)
-            for begin in range(0, len(order), size):
-                norms.append(self._minibatch(step, memory, order[begin : begin + size], sums))
+            for rows in self._minibatches(step, number, len(memory.rollouts)):
+                norms.append(self._minibatch(step, memory, rows, sums))
         everywhere = gather_object([sums])
         totals = {name: math.fsum(part.get(name, 0.0) for part in everywhere) for name in everywhere[0]}
         n_tokens = totals.pop("tokens")
@@ -481,6 +503,13 @@ class Ppo:
         if self.ppo.entropy_weight:
             loss -= self.ppo.entropy_weight * means["entropy_trained"]
         return {"loss": loss, **means, "grad_norm": fmean(norms), "lr": self.ppo.learning_rate * share}
+
+    def _minibatches(self, step: int, number: int, n_rows: int) -> list[list[int]]:
+        """Return the rows of a pass, minibatch by minibatch."""
+        order = list(range(n_rows))
+        random.Random(self._hash("pass", step, number)).shuffle(order)
+        size = math.ceil(n_rows / self.ppo.minibatches)
+        return [order[begin : begin + size] for begin in range(0, n_rows, size)]
 
     def _minibatch(self, step: int, memory: Memory, rows: list[int], sums: dict[str, float]) -> float:
         """Take one optimizer step on these answers; add to the sums, and return the gradient's norm."""
@@ -513,9 +542,7 @@ class Ppo:
         def flat(table_BL: torch.Tensor) -> torch.Tensor:
             return table_BL[numbers][mask_BL].to(self.accelerator.device)
 
-        batch = self._tensors([memory.rollouts[i] for i in numbers])
-        with self.accelerator.autocast():
-            told = self.wrapped(batch, entropy=ppo.entropy_weight > 0)
+        told = self._told(memory, numbers)
         old_M = flat(memory.logps_BL)
         policy_M, held_M = clipped_policy_loss(told.logps_M, old_M, flat(memory.advantages_BL), ppo.clip)
         value_M, value_held_M = clipped_value_loss(
@@ -529,13 +556,22 @@ class Ppo:
             "value_clip_fraction": value_held_M,
             "approx_kl": (told.logps_M - old_M) ** 2 / 2,
         }
-        if told.entropy_M is not None:
+        if told.entropy_M is not None and ppo.entropy_weight:
             loss_M = loss_M - ppo.entropy_weight * told.entropy_M
             said["entropy_trained"] = told.entropy_M
         for name, each_M in said.items():
             sums[name] = sums.get(name, 0.0) + weight * float(each_M.detach().float().sum())
         sums["tokens"] = sums.get("tokens", 0.0) + weight * len(old_M)
         return weight * loss_M.sum()
+
+    def _told(self, memory: Memory, numbers: list[int]) -> Told:
+        """Return what the policy says of these answers: what it said at the look, where nothing has changed since."""
+        if self._kept is not None and self._kept[0] == numbers:
+            told, self._kept = self._kept[1], None
+            return told
+        batch = self._tensors([memory.rollouts[i] for i in numbers])
+        with self.accelerator.autocast():
+            return self.wrapped(batch, entropy=self.ppo.entropy_weight > 0)
 
     def _steering(self, rollout: Rollout) -> str:
         """Return which beta an answer is under: its domain's, or the common one."""

@@ -54,9 +54,6 @@ class CaiRewardTrainer(Hooks, RewardTrainer):
             peft_config=lora_config(job.settings, task="SEQ_CLS"),
         )
         self.accelerator.unwrap_model(self.model).config.num_labels = n_heads
-        for weight in self.model.parameters():
-            if weight.requires_grad:  # a head in bfloat16 would round its small updates away
-                weight.data = weight.data.float()
 
     def _collate(self, rows: list[dict[str, Any]]) -> Batch:
         numbers = torch.tensor([row["row"] for row in rows])

@@ -20,6 +20,7 @@ import torch
 from cai import canon, checks, constitution
 from cai.config import EngineSection, ModelSection, RewardMix
 from cai.constitution import Principle
+from cai.engine import sleeping
 from cai.engine.client import Client, served_name
 from cai.engine.model import Model, ScoreGroup
 from cai.engine.transport import Endpoint
@@ -30,9 +31,11 @@ from cai.stages.judge.grades import SCALE, expected
 from cai.store.calls import Answer, Recorded, Tally
 from cai.store.store import Store
 from cai.templates import Fence, Templates, neutralise, transcript
-from cai.train.checkpoint import content_of
+from cai.train.admit import check_base
+from cai.train.checkpoint import check_fits, check_whole, content_of
 from cai.train.data import Renderer, load_tokenizer
 from cai.train.loop import Loop
+from cai.train.members import combined, weighed
 from cai.train.rollouts import Rollout
 
 _ROWS = 8
@@ -83,7 +86,10 @@ class Mix:
 
 
 class RewardModel:
-    """Sequence classifiers, their scores combined. Several heads of one model are so many members of the ensemble."""
+    """Sequence classifiers, their scores combined. Several heads of one model are so many members of the ensemble.
+
+    Heads that stand for principles are no ensemble: they are weighed into one reward a model.
+    """
 
     name = "model"
 
@@ -91,30 +97,26 @@ class RewardModel:
         self.id = canon.content_id("reward_models", [content_of(folder) for folder in folders])
         self._settings = settings
         self._members = [_Member(folder, device) for folder in folders]
+        for member in self._members:  # a weight without its head is told now, and not after the first answers
+            if settings.weights or member.principles:
+                weighed(torch.zeros(1, len(member.principles)), member.principles, settings.weights)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[float | None]:
         """As Source: the combined score of the whole conversation."""
-        scores_KN = torch.cat([member.scores(rollouts) for member in self._members])
-        return combined(scores_KN, self._settings.combine, self._settings.caution).tolist()
+        members_NM = torch.cat([self._of(member, member.scores(rollouts)) for member in self._members], 1)
+        return combined(members_NM, self._settings.combine, self._settings.caution).tolist()
 
-
-def combined(scores_KN: torch.Tensor, how: str, caution: float) -> torch.Tensor:
-    """Return one score per answer from those of K models (N).
-
-    Coste et al. 2023 (2310.02743), §3.3: the mean, the worst case (WCO), or the mean less `caution` times the
-    variance within the ensemble (UWO, eq. 4).
-    """
-    if how == "worst":
-        return scores_KN.min(0).values
-    mean_N = scores_KN.mean(0)
-    return mean_N if how == "mean" else mean_N - caution * scores_KN.var(0, correction=0)
+    def _of(self, member: _Member, scores_NK: torch.Tensor) -> torch.Tensor:
+        if not member.principles:
+            return scores_NK
+        return weighed(scores_NK, member.principles, self._settings.weights)[:, None]
 
 
 class _Member:
     """One reward model with its own tokenizer and chat template."""
 
     def __init__(self, folder: str, device: str) -> None:
-        model = _classifier(folder, torch.float32 if device == "cpu" else torch.bfloat16)
+        model, self.principles = _classifier(folder, torch.float32 if device == "cpu" else torch.bfloat16)
         self._renderer = Renderer(load_tokenizer(folder))
         self._pad = self._renderer.tokenizer.pad_token_id
         model.config.get_text_config().pad_token_id = model.config.pad_token_id = self._pad
@@ -122,9 +124,9 @@ class _Member:
 
     @torch.no_grad()
     def scores(self, rollouts: Sequence[Rollout]) -> torch.Tensor:
-        """Return the score of every head and answer (K, N, float32), answers of like length side by side."""
+        """Return the score of every answer and head (N, K, float32), answers of like length side by side."""
         rows = [self._ids(rollout) for rollout in rollouts]
-        found_KN = torch.zeros(self._model.config.num_labels, len(rows))
+        found_NK = torch.zeros(len(rows), self._model.config.num_labels)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for begin in range(0, len(order), _ROWS):
             numbers = order[begin : begin + _ROWS]
@@ -132,8 +134,8 @@ class _Member:
             ids_BT = torch.tensor([rows[i] + [self._pad] * (width - len(rows[i])) for i in numbers])
             mask_BT = torch.tensor([[1] * len(rows[i]) + [0] * (width - len(rows[i])) for i in numbers])
             device = self._model.device
-            found_KN[:, numbers] = self._pooled(ids_BT.to(device), mask_BT.to(device)).float().cpu().T
-        return found_KN
+            found_NK[numbers] = self._pooled(ids_BT.to(device), mask_BT.to(device)).float().cpu()
+        return found_NK
 
     def _pooled(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
         """Return the scores at every row's last token (B, K).
@@ -156,17 +158,25 @@ class _Member:
         return self._renderer.prompt(rollout.row.messages) + (answer or self._renderer.end_ids)
 
 
-def _classifier(folder: str, dtype: torch.dtype) -> Any:
-    """Return the classifier of a folder: a whole model, or an adapter on the base that its checkpoint names.
+def _classifier(folder: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """Return the classifier of a folder, and the principles that its heads stand for if they do.
 
-    Only a checkpoint that was trained as a reward model may have several labels; elsewhere they are classes.
+    The folder holds a whole model, or an adapter on the base that its checkpoint names. Only a checkpoint that was
+    trained as a reward model may have several labels; elsewhere they are classes.
     """
     from transformers import AutoModelForSequenceClassification
 
-    beside = Path(folder).parent / "checkpoint.json"
-    said = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+    out = Path(folder).parent
+    said = json.loads((out / "checkpoint.json").read_text(encoding="utf-8")) if _is_trained(out) else {}
     is_adapter = (Path(folder) / "adapter_config.json").exists()
+    if is_adapter and not said:
+        raise UserError(f"'{folder}': an adapter without the checkpoint.json beside its folder, which names its base")
     source = resolve(said["base"]) if is_adapter else folder
+    if is_adapter:
+        check_fits(out, said, source)
+    if said:
+        check_whole(out, said)
+    check_base(source)
     heads = {"num_labels": said["reward"]["heads"]} if said.get("reward") else {}
     model = AutoModelForSequenceClassification.from_pretrained(source, dtype=dtype, use_safetensors=True, **heads)
     if model.config.num_labels != 1 and not heads:
@@ -178,7 +188,19 @@ def _classifier(folder: str, dtype: torch.dtype) -> Any:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, folder).merge_and_unload()
-    return model
+    return model, (said.get("reward") or {}).get("principles", [])
+
+
+def _is_trained(out: Path) -> bool:
+    return (out / "checkpoint.json").exists()
+
+
+def _weights_of(name: str) -> str:
+    """Return where the weights of a reward model are: in a training's folder, or in a folder or cache of their own."""
+    out = Path(name)
+    if _is_trained(out):
+        return str(out / json.loads((out / "checkpoint.json").read_text(encoding="utf-8"))["kind"])
+    return resolve(name)
 
 
 class Checks:
@@ -215,7 +237,7 @@ class Judge:
     name = "judge"
 
     def __init__(self, spec: Mapping[str, Any], principles: Sequence[Principle], keep: Path) -> None:
-        """`spec`: model, engine, identity, tokens, templates, near, max_outside_mass (see cai.train.run)."""
+        """`spec`: model, engine, identity, tokens, templates, near, max_outside_mass, sleeps (see cai.train.run)."""
         self._principles = [p for p in principles if p.check is None]
         if not self._principles:
             raise UserError(
@@ -228,17 +250,21 @@ class Judge:
         self.id = canon.content_id(
             "judge", [spec["identity"], self._template.id, [[p.id_of("compare"), p.weight] for p in self._principles]]
         )
+        self._sleepers = list(spec["model"]["base_url"]) if spec.get("sleeps") else []
         self._loop = Loop()
         self._model, self._endpoints = self._loop.run(_open(spec))
         self._store = Store(keep)
         self._recorded = Recorded(self._model, self._store, Tally())
 
     def score(self, rollouts: Sequence[Rollout]) -> list[float | None]:
-        """As Source; all answers are asked about at once."""
+        """As Source; all answers are asked about at once. A judge that shares the GPU is awake for that long only."""
+        if self._sleepers:
+            torch.cuda.empty_cache()  # what the trainer holds and does not use is the judge's to take
         return self._loop.run(self._score_all(rollouts))
 
     async def _score_all(self, rollouts: Sequence[Rollout]) -> list[float | None]:
-        return list(await asyncio.gather(*(self._score(rollout) for rollout in rollouts)))
+        async with sleeping.awake(self._sleepers):
+            return list(await asyncio.gather(*(self._score(rollout) for rollout in rollouts)))
 
     async def _score(self, rollout: Rollout) -> float | None:
         able = [p for p in self._principles if p.applies_to(rollout.row.domain)]
@@ -285,7 +311,7 @@ def open_sources(settings: RewardMix, spec: Mapping[str, Any], device: str, keep
     principles = principles_of(spec)
     sources: list[tuple[Source, float]] = []
     if settings.model and settings.model_weight:
-        sources.append((RewardModel([resolve(m) for m in settings.model], settings, device), settings.model_weight))
+        sources.append((RewardModel([_weights_of(m) for m in settings.model], settings, device), settings.model_weight))
     if settings.judge_weight:
         sources.append((open_judge(spec, keep), settings.judge_weight))
     if settings.checks_weight:

@@ -53,7 +53,7 @@ class Rollout:
 
 
 def load_prompts(path: str | Path) -> list[PromptRow]:
-    """Return the prompts of a JSONL file (`{"id", "prompt": [messages], "domain"}`); UserError names every bad line."""
+    """Return the prompts of a JSONL file (`{"id", "prompt": text or messages, "domain"}`). UserError: a bad line."""
     try:
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as error:
@@ -73,9 +73,11 @@ def load_prompts(path: str | Path) -> list[PromptRow]:
 
 
 def _row(body: Any, number: int) -> PromptRow:
-    messages = body.get("prompt") if isinstance(body, dict) else None
+    messages = body.get("messages", body.get("prompt")) if isinstance(body, dict) else None
+    if isinstance(messages, str) and messages.strip():
+        messages = [{"role": "user", "content": messages}]
     if not isinstance(messages, list) or not messages or not all(_is_message(m) for m in messages):
-        raise ValueError("'prompt' must be a list of messages, each with a 'role' and a 'content'")
+        raise ValueError("'prompt' must be a text or a list of messages, each with a 'role' and a 'content'")
     if messages[-1]["role"] != "user":
         raise ValueError(f"the last message of 'prompt' must be the user's, found role '{messages[-1]['role']}'")
     turns = [{"role": m["role"], "content": m["content"]} for m in messages]

@@ -187,6 +187,8 @@ def sft_row(body: dict[str, Any], number: int | str) -> SftRow:
 def pair_row(body: dict[str, Any]) -> PairRow:
     """Return the preference row that an object holds, in any of TRL's formats. Raises ValueError."""
     if "prompt" not in body:
+        if isinstance(body.get("chosen"), str) and isinstance(body.get("rejected"), str):
+            return _hh_row(body)
         body = {**body, **_split_conversations(body)}
     chosen, rejected = _answer(body, "chosen"), _answer(body, "rejected")
     if chosen == rejected:
@@ -204,6 +206,14 @@ def pair_row(body: dict[str, Any]) -> PairRow:
         label_source=str(body.get("label_source") or "file"),
         votes=_votes(body),
     )
+
+
+def _hh_row(body: dict[str, Any]) -> PairRow:
+    row = hh_pair(body)
+    if isinstance(row, str):
+        raise ValueError(f"transcripts that compare nothing: {row}; `cai data build` counts and leaves such rows out")
+    told = {"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected, "label_source": row.label_source}
+    return pair_row({**body, **told})
 
 
 def with_hard_label(row: PairRow) -> PairRow:

@@ -3,7 +3,7 @@
 SPEC is a training file (YAML, see cai.train.files) or what a run writes: JSON that holds method (`sft`, `dpo`,
 `reward`, `ppo`, `grpo` or `rloo`), rows, base, out, settings, and may hold seed, device, dtype, held_out, manifest and
 track (where else curves are shown). Methods that sample take further: constitution (a file), held_out (a file of
-prompts), engine, and judge (model, engine, identity, tokens, templates, near, max_outside_mass; see
+prompts), engine, and judge (model, engine, identity, tokens, templates, near, max_outside_mass, sleeps; see
 `cai.pipeline.rewarding`). Every line on standard output is a JSON object: a step of the curve, then `{"done": …}` or
 `{"error": …}`; what libraries print goes to standard error.
 
@@ -26,8 +26,18 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cai import shipped, yamlfile
-from cai.config import SAMPLING, DpoSection, GroupSection, PpoSection, RewardSection, SftSection, TrainerSection
+from cai.config import (
+    SAMPLING,
+    DpoSection,
+    GroupSection,
+    JudgeSection,
+    PpoSection,
+    RewardSection,
+    SftSection,
+    TrainerSection,
+)
 from cai.errors import CaiError, UserError
+from cai.model.fetch import resolve
 from cai.train.files import TrainingFile
 
 _SECTIONS: dict[str, type[TrainerSection]] = {
@@ -93,7 +103,26 @@ def spec_of(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "device": file.train.device,
         "dtype": file.train.dtype,
         "track": list(file.train.track),
+        **(_sampling(file, near) if file.method in SAMPLING else {}),
     }
+
+
+def _sampling(file: TrainingFile, near: Path) -> dict[str, Any]:
+    """Return what the spec of a method that samples holds further."""
+    engine, judge = file.engine.model_dump(mode="json"), None
+    if file.judge is not None:
+        tokenizer = file.judge.tokenizer or file.judge.checkpoint
+        judge = {
+            "model": file.judge.model_dump(mode="json"),
+            "engine": engine,
+            "identity": f"{file.judge.served_name or 'served'} at {', '.join(sorted(file.judge.base_url))}",
+            "tokens": resolve(tokenizer) if tokenizer else None,
+            "templates": str(shipped.root() / "prompts"),
+            "near": file.out,
+            "max_outside_mass": JudgeSection().max_outside_mass,
+        }
+    constitution = str(shipped.find(file.constitution, near=near)) if file.constitution else None
+    return {"constitution": constitution, "engine": engine, "judge": judge}
 
 
 def train(spec: dict[str, Any], out: TextIO, stop: threading.Event) -> Any:

@@ -10,18 +10,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from cai.errors import TrainError, UserError
 from cai.model.fetch import resolve
 from cai.train.batches import stacked_answers
-from cai.train.checkpoint import check_whole, content_of
+from cai.train.checkpoint import check_fits, check_whole
 from cai.train.data import Example, Messages, Renderer, load_tokenizer
+from cai.train.members import How, combined, weighed
 from cai.train.reward import load_scorer, scores
-
-How = Literal["mean", "worst", "cautious"]
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,7 @@ class RewardModel:
         heads, kind = manifest["reward"], manifest["kind"]
         base = resolve(manifest["base"])
         if kind == "adapter":
-            found = content_of(base)
-            if found != manifest["base_id"]:
-                raise UserError(
-                    f"{out}: this adapter was trained on a base with id {manifest['base_id']}, but "
-                    f"'{manifest['base']}' has {found}; bring back that base, or train the adapter anew"
-                )
+            check_fits(out, manifest, base)
             model = load_scorer(base, heads["heads"], dtype)
             model = _with_adapter(model, out / "adapter")
         else:
@@ -133,30 +127,6 @@ class Ensemble:
             members.append(weighed(scores_NK, model.principles, weights)[:, None] if model.principles else scores_NK)
         members_NM = torch.cat(members, 1)
         return combined(members_NM, how, caution), members_NM
-
-
-def weighed(scores_NK: torch.Tensor, principles: list[str], weights: dict[str, float] | None = None) -> torch.Tensor:
-    """Return the weighted mean over the principles' heads (N). Principles that `weights` does not name weigh 1."""
-    weights = weights or {}
-    if unknown := sorted(set(weights) - set(principles)):
-        raise UserError(f"no head for principle '{unknown[0]}'; this reward model has {', '.join(principles)}")
-    weight_K = torch.tensor([weights.get(p, 1.0) for p in principles])
-    if weight_K.min() < 0 or not weight_K.sum():
-        raise UserError("weights of principles must be 0 or more, and not all 0")
-    return scores_NK @ (weight_K / weight_K.sum())
-
-
-def combined(members_NM: torch.Tensor, how: How, caution: float = 0.1) -> torch.Tensor:
-    """Return one reward per answer from those of an ensemble's members (N).
-
-    `worst` is the smallest, `cautious` the mean minus `caution` times the variance: Coste et al. 2023 (2310.02743),
-    §3.2, WCO and UWO, which keep a policy from what only some members like.
-    """
-    if how == "mean":
-        return members_NM.mean(1)
-    if how == "worst":
-        return members_NM.min(1).values
-    return members_NM.mean(1) - caution * members_NM.var(1, unbiased=False)
 
 
 def _manifest(out: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pickle
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from transformers import PrinterCallback, ProgressCallback
 
 from cai import canon
 from cai.config import RewardSection, TrainerSection
-from cai.errors import TrainError
+from cai.errors import TrainError, UserError
 from cai.model.fetch import resolve
 from cai.train.admit import check_base, check_examples
 from cai.train.checkpoint import Folder, content_of
-from cai.train.data import Renderer, load_tokenizer, pair_set_id, tokenise, training_order
+from cai.train.data import Example, Renderer, load_tokenizer, pair_set_id, tokenise, training_order
 from cai.train.job import Interrupted, Job, OnStep, TrainResult, pick_device, pick_dtype
 from cai.train.rows import PairRow, load_pairs, load_sft
 from cai.train.trainer import Progress
@@ -80,6 +80,7 @@ def train(
         tokenizer = load_tokenizer(path)
         examples, dropped = tokenise(rows, Renderer(tokenizer), settings.max_length)
         check_examples(examples, path, settings)
+        measured = _measured(kept_out, Renderer(tokenizer), settings.max_length, held_out)
         opened: list[Any] = [None, None]
         if process.is_main_process:
             opened = list(folder.open_state(lambda: {"dtype": pick_dtype(dtype, device)}))
@@ -99,15 +100,15 @@ def train(
         )
         trainer = build(job, tokenizer)
         _run(job, trainer)
-        if kept_out:
-            trainer.held_out(tokenise(kept_out, Renderer(tokenizer), settings.max_length)[0], folder.out)
+        if measured:
+            trainer.held_out(measured, folder.out)
         part = _save_weights(job, trainer)
         said = {
             **(manifest or {}),
             **_curve_ends(folder.curve),
             **trainer.facts(),
             "n_rows": len(rows),
-            "n_held_out": len(kept_out),
+            "n_held_out": len(measured),
             "dropped": dropped,
             "steps": job.steps,
             "device": device,
@@ -126,6 +127,16 @@ def _split(rows: list[PairRow], share: float) -> tuple[list[PairRow], list[PairR
     for row in rows:
         sides[canon.unit_interval("reward held out", canon.content_id("prompt", row.prompt)) < share].append(row)
     return sides if sides[0] else (rows, [])
+
+
+def _measured(rows: Sequence[PairRow], renderer: Renderer, max_length: int, file: str | Path | None) -> list[Example]:
+    """Return the held-out rows that fit. Raises UserError where a file was named for them and none of its rows does."""
+    try:
+        return tokenise(rows, renderer, max_length)[0] if rows else []
+    except TrainError as error:
+        if file is None:
+            return []
+        raise UserError(f"held_out, {file}: {error}") from error
 
 
 def _id_of(rows: Path) -> str:

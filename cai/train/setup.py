@@ -23,7 +23,7 @@ from cai import canon
 from cai.config import RlSection
 from cai.model.fetch import resolve
 from cai.train import rewards
-from cai.train.admit import check_base, check_room
+from cai.train.admit import check_base, check_not_sharded, check_room
 from cai.train.checkpoint import Folder, content_of
 from cai.train.data import Example, Renderer, load_tokenizer, training_order
 from cai.train.heldout import HeldOut, Rendered
@@ -121,6 +121,7 @@ def opened(
     """Yield a training ready to start, or the checkpoint that is there already. The judge is let go at the end."""
     device = pick_device(device)
     process = PartialState(cpu=device == "cpu")
+    check_not_sharded(method)
     path, rows = resolve(base), load_prompts(rows_path)
     check_base(path)
     folder = Folder(Path(out), {})

@@ -17,8 +17,9 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from cai import canon
-from cai.config import TrainerSection
+from cai.config import DpoSection, RewardSection, TrainerSection
 from cai.errors import TrainError, UserError
+from cai.train.adapters import in_place
 from cai.train.data import Example
 from cai.train.job import Job
 
@@ -29,6 +30,14 @@ class Hooks:
     job: Job
     n_tokens_seen = 0
     """Tokens in forward and backward passes on this process, prompts and padding-free."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As the trainer that this is mixed into."""
+        super().__init__(*args, **kwargs)
+        for weight in self.model.parameters():
+            if weight.requires_grad:  # bfloat16, which TRL gives adapters over 4 bits, would round small updates away
+                weight.data = weight.data.float()
+        in_place(self.model)
 
     def _send_telemetry(self) -> None:
         """Send nothing: TRL would report that it is used."""
@@ -117,10 +126,42 @@ def load_model(job: Job) -> Any:
     Rounding every small update to bfloat16 would lose most of it; a frozen base loses nothing.
     """
     model = AutoModelForCausalLM.from_pretrained(
-        job.base, dtype=weight_dtype(job), use_safetensors=True, quantization_config=quantization(job)
+        job.base,
+        dtype=weight_dtype(job),
+        use_safetensors=True,
+        quantization_config=quantization(job),
+        attn_implementation=attention(job),
     )
     model.config.use_cache = False
     return model
+
+
+def load_plain(job: Job) -> Any:
+    """Return the base once more, to sample from it with the adapter merged into it; None without an adapter.
+
+    None also for a base in 4 bits, into which nothing can be merged: sampling then goes through the adapter.
+    """
+    lora = job.settings.lora
+    return load_model(job) if lora and lora.base == "full" else None
+
+
+def checkpoints(job: Job) -> bool:
+    """Return whether activations are computed again on the way back, and not kept."""
+    asked = job.settings.checkpointing
+    return job.device == "cuda" if asked is None else asked
+
+
+def attention(job: Job) -> str | None:
+    """Return the attention to load a model with: flash attention where it is installed, else None (the model's own).
+
+    It takes 16-bit numbers on a GPU, and no mask but padding: pairs, whose answers are hidden from each other by one,
+    go without it.
+    """
+    from transformers.utils import is_flash_attn_2_available
+
+    has_pairs = isinstance(job.settings, DpoSection | RewardSection)
+    fits = job.device == "cuda" and weight_dtype(job) == torch.bfloat16 and not has_pairs
+    return "flash_attention_2" if fits and is_flash_attn_2_available() else None
 
 
 def weight_dtype(job: Job) -> torch.dtype:
@@ -180,7 +221,7 @@ def arguments(job: Job, **further: Any) -> dict[str, Any]:
         "data_seed": job.seed,
         "use_cpu": on_cpu,
         "bf16": job.dtype == "bfloat16",
-        "gradient_checkpointing": not on_cpu,
+        "gradient_checkpointing": checkpoints(job),
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "steps",
