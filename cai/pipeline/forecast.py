@@ -145,9 +145,6 @@ class _StandIn:
     def __init__(self, identity: str) -> None:
         self.identity = identity
 
-    async def reward(self, request: Reward) -> Reply:
-        return Reply(reward=0.0)
-
     async def generate(self, request: Generate) -> Reply:
         return Reply(text=f"(text {next(self._numbers)} that is not written yet)", finish_reason="stop")
 

@@ -65,14 +65,15 @@ def content_free_of(principles: Sequence[Principle], seats: Sequence[Seat], sett
     """Return the questions whose leaning to a letter is estimated on pairs without content, once in a run."""
     if settings.prior == "off":
         return set()
-    asked = ((p, seat, seat.mode_for(p)) for p in principles if p.check is None for seat in seats)
-    return {
-        Question(seat.identity, mode, text)
-        for p, seat, mode in asked
-        for text in (
-            [each.ask for each in p.rubric] if mode == "rubric" else [p.compare] if mode in ORDERED_MODES else ()
-        )
-    }
+    judged = ((p, seat, seat.mode_for(p)) for p in principles if p.check is None for seat in seats)
+    return {Question(seat.identity, mode, text) for p, seat, mode in judged for text in _learnt(p, mode)}
+
+
+def _learnt(principle: Principle, mode: str) -> list[str]:
+    """Return the texts of which a mode learns how the judge leans."""
+    if mode == "rubric":
+        return [proposition.ask for proposition in principle.rubric]
+    return [principle.compare] if mode in ORDERED_MODES else []
 
 
 def calls_of_content_free(question: Question) -> tuple[int, int]:
