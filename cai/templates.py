@@ -198,12 +198,18 @@ class Fence:
 
         No word is spelled so, and a tokenizer takes far fewer tokens for letters than for as many bits in digits.
         """
-        digest = hashlib.blake2b(canon.dumps(sorted(texts)), key=self._key, digest_size=8).digest()
-        number, letters = int.from_bytes(digest, "big"), ""
+        number, letters = self._number(sorted(texts)), ""
         while len(letters) < FENCE_LENGTH:
             number, place = divmod(number, len(_CONSONANTS))
             letters += _CONSONANTS[place]
         return letters
+
+    def chance(self, parts: Sequence[str]) -> float:
+        """Return a number in [0, 1) drawn from `parts`, in their order, and the key."""
+        return (self._number(list(parts)) >> 11) / 2**53  # as many bits as a float has
+
+    def _number(self, texts: list[str]) -> int:
+        return int.from_bytes(hashlib.blake2b(canon.dumps(texts), key=self._key, digest_size=8).digest(), "big")
 
 
 def transcript(messages: Sequence[Message]) -> str:

@@ -57,7 +57,7 @@ class Stream:
         self._model = Recorded(Brief(), self.store, Tally())
         self._conductor = Conductor(config, near=None, meter=Meter())
         self._conductor.store = self.store
-        self._conductor.manifest = {"prompts": {"train": n}}  # type: ignore[assignment]
+        self._conductor.manifest = {"prompts": {"train": n}, "sessions": []}  # type: ignore[assignment]
 
     async def walk(self) -> None:
         """Walk all prompts as a run does."""

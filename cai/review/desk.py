@@ -291,7 +291,7 @@ class Desk:
             first = book.vote(reviewer, item.repeats)
             before = first.shown if first else self.sides(reviewer, book.items[item.repeats], book)
             return "ba" if before == "ab" else "ab"
-        return "ab" if self._chance("side", reviewer, item.id) < 0.5 else "ba"
+        return "ab" if self._fence.chance(["side", reviewer, item.id]) < 0.5 else "ba"
 
     # -- deciding outright -------------------------------------------------------------------------------------------
 
@@ -369,17 +369,13 @@ class Desk:
         numbers = {d.id: d.number for d in book.draws}
 
         def place(item: ReviewItem) -> tuple[bool, int, float]:
-            drawn = self._chance("order", reviewer, item.id)
+            drawn = self._fence.chance(["order", reviewer, item.id])
             if item.repeats is not None:
-                first = self._chance("order", reviewer, item.repeats)
+                first = self._fence.chance(["order", reviewer, item.repeats])
                 drawn = first + (1 - first) * (0.3 + 0.7 * drawn)
             return item.queue != "practice", numbers[item.draw_id], drawn
 
         return sorted(book.items.values(), key=place)
-
-    def _chance(self, *parts: str) -> float:
-        """Return a number in [0, 1) drawn from the parts and the key beside the runs."""
-        return int(self._fence.of([canon.dumps(list(parts)).decode()]), 16) / 16**12
 
     def _shown(self, item: ReviewItem, reviewer: str, book: Book) -> Shown:
         messages, a, b = self.texts(item)
