@@ -181,12 +181,6 @@ class Planner:
         self._readers |= readers
         plan.kinds["canary"].add(0, n_tried + n_pairs * len(readers) * len(ORDERS))
 
-    def _reward(self, plan: PhasePlan, prompt: Prompt, least: int, most: int) -> None:
-        """Count the rewards of so many different answers."""
-        n = self.bench.n_rewards * any(p.check is None and p.applies_to(prompt.domain) for p in self.bench.principles)
-        plan.kinds["judge"].add(least * n, most * n)
-        plan.read_tokens += most * n * (_tokens(_text(prompt)) + self.config.respond.max_tokens)
-
     def _evaluation(self) -> PhasePlan:
         """Count the held-out answers: the first policy's in any run that trains, and what follows on a second one."""
         plan, section = PhasePlan("evaluate"), self.config.evaluate
