@@ -58,7 +58,7 @@ def test_every_way_of_judging_is_counted(folder: Path, mode: str) -> None:
         assert least == made == most
     assert len(said["examples"]) == 3
     if mode == "panel":
-        assert "Judge 2 (rubric)" in Path(done["report"]).read_text(encoding="utf-8")
+        assert " + rubric:scripted: + " in Path(done["report"]).read_text(encoding="utf-8")
 
 
 @pytest.fixture
