@@ -1,7 +1,7 @@
 """The same job through other tools, each in an environment of its own, on the same model and kind of server.
 
     python -m bench.peers [--json] [--prompts 64] [--rounds 3]
-                          [--distilabel PYTHON] [--designer PYTHON]
+                          [--distilabel PYTHON] [--designer PYTHON] [--keep FILE]
 
 The job: answer, critique, revise, then 16 principles in both orders. A peer whose environment is not there is skipped.
 To make them:
@@ -9,7 +9,9 @@ To make them:
     python3.11 -m venv bench/.peers/distilabel && bench/.peers/distilabel/bin/pip install 'distilabel[openai]==1.5.3'
     python3.11 -m venv bench/.peers/designer && bench/.peers/designer/bin/pip install data-designer==0.9.6
 
-Every arm gets a server started afresh; what is timed is the job, not the server's start and not the imports.
+Every arm gets a server started afresh; what is timed is the job, not the server's start and not the imports. A round
+takes long (about 40 minutes on two cores): with `--keep` each is written down as it ends, and rounds of the same job
+that the file holds already count with it.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from typing import Any
 from bench import pipeline, workload
 from bench.serving import started
 from bench.show import machine, show
+from cai.manifest import write_atomically
 
 _HERE = Path(__file__).resolve().parent
 PEERS = {"distilabel": "distilabel_job.py", "designer": "designer_job.py"}
@@ -81,20 +84,38 @@ async def _peer(python: Path, name: str, folder: Path, n_prompts: int) -> dict[s
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-async def measure(n_prompts: int, rounds: int, pythons: dict[str, Path]) -> dict[str, Any]:
-    """Return the seconds of every arm, round by round, and how many times slower each peer is than ours."""
+async def _round(folder: Path, n_prompts: int, present: dict[str, Path], *, with_floor: bool) -> dict[str, float]:
+    """Return the seconds of every arm."""
+    took = {"cai": await pipeline.walk(folder, "walk", n_prompts)}
+    if with_floor:
+        took["floor"] = await pipeline.floor(folder, "floor")
+    for peer, python in present.items():
+        took[peer] = (await _peer(python, peer, folder, n_prompts))["seconds"]
+    return took
+
+
+async def measure(n_prompts: int, rounds: int, pythons: dict[str, Path], keep: Path | None = None) -> dict[str, Any]:
+    """Return the seconds of every arm, round by round, and how many times slower each peer is than ours.
+
+    The floor, the very requests of ours from a bare client, is measured in the first round.
+    """
     present = {name: python for name, python in pythons.items() if python.exists()}
     skipped = [f"{name}: skipped, no Python at {python}" for name, python in pythons.items() if name not in present]
-    found: list[dict[str, float]] = []
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        for i in range(rounds if present else 0):
-            folder = Path(name) / str(i)
-            took = {"cai": await pipeline.walk(folder, "walk", n_prompts)}
-            took["floor"] = await pipeline.floor(folder, "floor")
-            for peer, python in present.items():
-                took[peer] = (await _peer(python, peer, folder, n_prompts))["seconds"]
-            found.append(took)
-    times = {peer: statistics.median(took[peer] / took["cai"] for took in found) for peer in present}
+    kept = json.loads(keep.read_text(encoding="utf-8")) if keep and keep.exists() else {"prompts": n_prompts}
+    if kept["prompts"] != n_prompts:
+        raise SystemExit(f"{keep}: holds rounds of {kept['prompts']} prompts, not of {n_prompts}; name another file")
+    found: list[dict[str, float]] = kept.get("rounds", [])
+    for _ in range(rounds if present else 0):
+        with tempfile.TemporaryDirectory(prefix="bench-") as name:
+            found.append(await _round(Path(name), n_prompts, present, with_floor=not found))
+        if keep:
+            write_atomically(keep, json.dumps(_told(n_prompts, found, skipped), indent=1) + "\n")
+    return _told(n_prompts, found, skipped)
+
+
+def _told(n_prompts: int, found: list[dict[str, float]], skipped: list[str]) -> dict[str, Any]:
+    ratios = {peer: [took[peer] / took["cai"] for took in found if peer in took] for peer in PEERS}
+    times = {peer: statistics.median(each) for peer, each in ratios.items() if each}
     return {"bench": "peers", **machine(), "prompts": n_prompts, "rounds": found, "times": times, "skipped": skipped}
 
 
@@ -102,7 +123,8 @@ def rows(found: dict[str, Any]) -> list[list[Any]]:
     """Return the figures as a table."""
     made = []
     for arm in found["rounds"][0] if found["rounds"] else ():
-        made.append([f"{arm}, s", f"{statistics.median(took[arm] for took in found['rounds']):.1f}", ""])
+        seconds = [took[arm] for took in found["rounds"] if arm in took]
+        made.append([f"{arm}, s, median of {len(seconds)}", f"{statistics.median(seconds):.1f}", ""])
     made += [[f"{peer}: times slower than cai", f"{times:.1f}", ">= 2.0"] for peer, times in found["times"].items()]
     return made + [[line, "", ""] for line in found["skipped"]]
 
@@ -117,10 +139,11 @@ def main() -> int:
     for name in PEERS:
         place = _HERE / ".peers" / name / "bin" / "python"
         parser.add_argument(f"--{name}", type=Path, default=place, help=f"the Python that has {name}")
+    parser.add_argument("--keep", type=Path, help="JSON that each round is added to as it ends")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     pythons = {name: getattr(arguments, name) for name in PEERS}
-    found = asyncio.run(measure(arguments.prompts, arguments.rounds, pythons))
+    found = asyncio.run(measure(arguments.prompts, arguments.rounds, pythons, arguments.keep))
     return show(found, rows(found), as_json=arguments.json)
 
 
