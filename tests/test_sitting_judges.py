@@ -64,6 +64,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judges, "LazyReward", Words)
         patch.setattr(judges, "reward_identity", lambda section: "words")
+        patch.setattr(judges, "is_here", lambda *_: True)
         runs.write_inputs(folder, n_prompts=4)
         (folder / "constitution.yaml").write_text(TEXT, encoding="utf-8")
         config = runs.write_config(folder, runs.config(folder, judge=JUDGES[request.param], run__reuse=True))
@@ -115,7 +116,8 @@ def test_what_each_of_them_said_is_shown_with_the_decision(made: Any) -> None:
     with serving(folder) as served:
         page = served.get(f"/runs/run/decision/{judgment.id}").text
         assert served.get("/runs/run").status == 200
-    assert judgment.parts and all(part.name in said and part.call_key in page for part in judgment.parts)
+    assert judgment.parts and all(part.name in said and part.name in page for part in judgment.parts)
+    assert all(part.call_key in page for part in judgment.parts)
     assert {part.name for part in judgment.parts} >= ({"a", "b"} if mode == "reward_model" else {"2/a/1", "3/b"})
 
 
