@@ -96,20 +96,11 @@ async def _shares(client: Client, pairs: list[Pair], bench: Bench) -> None:
     await _last(client, pairs, bench, mass=False)
 
 
-async def _led(client: Client, pairs: list[Pair], bench: Bench) -> None:
-    async def one(group: ScoreGroup) -> None:
-        await client.score(group.part([0]))
-        await client.score(group.part(range(1, len(group.tails))))
-
-    await asyncio.gather(*(one(group) for pair in pairs for group in groups(pair, bench)))
-
-
 Arm = Callable[[Client, list[Pair], Bench], Awaitable[None]]
 ARMS: dict[str, tuple[Arm, bool]] = {
     "principle first, chat completions": (_first, False),
     "principle last, chat completions, led by one": (_last, False),
     "principle last, token ids in batches": (_last, True),
-    "the same, led by one request": (_led, True),
     "/generative_scoring": (_shares, True),
 }
 """Each arm and whether the fast paths are on."""

@@ -28,7 +28,8 @@ _QUIET = {
     "VLLM_LOGGING_LEVEL": "INFO",
 }
 _SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD")
-_BATCH_TOKENS = 8192
+_BATCH_TOKENS = 2048
+"""Most tokens of one step on CPU: judgments, short behind a cached beginning, go 7 % faster than in steps of 8,192."""
 _ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _SHARED = 0.5
 """Most of a GPU's memory that a server may take which sleeps while a training has it."""
