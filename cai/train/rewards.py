@@ -28,6 +28,7 @@ from cai.errors import UserError
 from cai.model.fetch import resolve
 from cai.records import Message
 from cai.stages.judge.grades import SCALE, expected
+from cai.stages.judge.readings import why_invalid
 from cai.store.calls import Answer, Recorded, Tally
 from cai.store.store import Store
 from cai.templates import Fence, Templates, neutralise, transcript
@@ -297,13 +298,10 @@ class Judge:
 
 def expected_score(answer: Answer, most_outside: float) -> float | None:
     """Return the expectation over the scale, moved from 1…9 to -1…1; None for a reply that cannot be read."""
-    reply = answer.reply
-    if reply.error or not reply.logprobs or not all(map(math.isfinite, reply.logprobs.values())):
-        return None
-    if reply.outside is not None and reply.outside > most_outside:
+    if why_invalid(answer.reply, SCALE, most_outside) is not None:
         return None
     middle, reach = (len(SCALE) + 1) / 2, (len(SCALE) - 1) / 2
-    return (expected(reply) - middle) / reach
+    return (expected(answer.reply) - middle) / reach
 
 
 def open_sources(settings: RewardMix, spec: Mapping[str, Any], device: str, keep: Path) -> list[tuple[Source, float]]:
