@@ -97,6 +97,9 @@ class ModelSection(Section):
     """Where the tokenizer is, if not at `checkpoint`. With `base_url` alone it lets prompts be counted here."""
     revision: str | None = None
     """A hub revision (branch, tag or commit); None takes the default and records the commit."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the model is run where it is loaded. It may do anything: read it before. Its
+    hash is part of the model's identity then."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the API key. Keys are never written into a config."""
 
@@ -473,6 +476,8 @@ class RewardMix(Section):
 
     model: tuple[str, ...] = ()
     """Reward models: folders, or names of earlier phases; several are an ensemble."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the reward models, or their bases, is run; as in `models`."""
     combine: Literal["mean", "worst", "cautious"] = "mean"
     """How an ensemble agrees: the mean, the lowest, or the mean less `caution` times the variance (Coste et al.
     2023)."""

@@ -206,7 +206,8 @@ def test_flash_attention_is_taken_where_it_is_there_and_fits(tmp_path: Path, mon
         return SimpleNamespace(config=SimpleNamespace())
 
     def attention(settings: Any, device: str = "cuda", dtype: str = "bfloat16") -> Any:
-        trainer.load_model(SimpleNamespace(base="x", settings=settings, device=device, dtype=dtype))  # type: ignore
+        job = SimpleNamespace(base="x", settings=settings, device=device, dtype=dtype, trust_remote_code=False)
+        trainer.load_model(job)  # type: ignore
         return taken[-1]
 
     monkeypatch.setattr(trainer.AutoModelForCausalLM, "from_pretrained", load)

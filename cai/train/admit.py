@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cai.config import DpoSection, RewardSection, TrainerSection
 from cai.errors import UserError
+from cai.model.code import asked_for
 from cai.train.data import Example
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -50,10 +51,12 @@ def _check_whole(folder: Path, weights: Sequence[Path]) -> None:
             ) from error
 
 
-def check_room(prompts: Sequence[tuple[str, int]], base: str, max_new_tokens: int) -> None:
+def check_room(
+    prompts: Sequence[tuple[str, int]], base: str, max_new_tokens: int, *, trust_remote_code: bool = False
+) -> None:
     """Raise UserError where the longest of the prompts (id, tokens) leaves no room in the model for an answer."""
     name, length = max(prompts, key=lambda prompt: prompt[1])
-    context = _context(base)
+    context = _context(base, trust_remote_code)
     if context and length + max_new_tokens > context:
         raise UserError(
             f"prompt {name}: {length} tokens and {max_new_tokens} to answer with, but '{base}' reads at most "
@@ -61,10 +64,12 @@ def check_room(prompts: Sequence[tuple[str, int]], base: str, max_new_tokens: in
         )
 
 
-def _context(base: str) -> int | None:
+def _context(base: str, trusted: bool) -> int | None:
     from transformers import AutoConfig
 
-    return getattr(AutoConfig.from_pretrained(base).get_text_config(), "max_position_embeddings", None)
+    with asked_for(base):
+        config = AutoConfig.from_pretrained(base, trust_remote_code=trusted)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def check_not_sharded(method: str) -> None:
@@ -77,10 +82,12 @@ def check_not_sharded(method: str) -> None:
             )
 
 
-def check_examples(examples: list[Example], base: str, settings: TrainerSection) -> None:
+def check_examples(
+    examples: list[Example], base: str, settings: TrainerSection, *, trust_remote_code: bool = False
+) -> None:
     """Raise UserError for rows longer than the model reads, and for pairs of which none prefers either answer."""
     longest = max(examples, key=_length)
-    context = _context(base)
+    context = _context(base, trust_remote_code)
     if context and _length(longest) > context:
         raise UserError(
             f"row {longest.id}: {_length(longest)} tokens, but '{base}' reads at most {context}; set "

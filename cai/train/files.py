@@ -88,6 +88,8 @@ class TrainingFile(Section):
     """What to train; its settings stand under `train`."""
     base: str
     """The model to start from: an embedded name, a Hugging Face id or a local folder."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with `base` is run where it is loaded. It may do anything: read it before."""
     rows: str
     """A JSONL file of rows: a run's pairs, or any set that `cai data` made. For methods that sample, prompts:
     `{"id", "prompt": text or messages, "domain"}`."""

@@ -197,6 +197,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    trust_remote_code: bool = False,
     on_step: OnStep | None = None,
     manifest: dict[str, Any] | None = None,
     stop: threading.Event | None = None,
@@ -218,6 +219,7 @@ def train(
         seed=seed,
         device=device,
         dtype=dtype,
+        trust_remote_code=trust_remote_code,
         on_step=on_step,
         stop=stop,
         spec=spec or {},
@@ -266,7 +268,12 @@ class Ppo:
 
     def _critic(self) -> Any:
         """Return the backbone of a critic of its own: the base once more, trained in the way the policy is."""
-        critic = AutoModel.from_pretrained(self.job.base, dtype=torch.float32, use_safetensors=True)
+        critic = AutoModel.from_pretrained(
+            self.job.base,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=self.job.trust_remote_code,
+        )
         adapter = lora_config(self.job.settings)
         if adapter is None:
             return critic

@@ -42,6 +42,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    trust_remote_code: bool = False,
     on_step: OnStep | None = None,
     manifest: dict[str, Any] | None = None,
     held_out: str | Path | None = None,
@@ -63,6 +64,7 @@ def train(
         "method": method,
         "base": base,
         "base_id": content_of(path),
+        "trust_remote_code": trust_remote_code,
         "settings": settings.model_dump(mode="json"),
         "rows_id": _id_of(Path(rows_path)),
         "pair_set_id": pair_set_id([row.id for row in rows]),
@@ -77,9 +79,9 @@ def train(
     with folder.owned() if process.is_main_process else nullcontext():
         if done := folder.finished():
             return TrainResult(folder.out / done["kind"], done, reused=True)
-        tokenizer = load_tokenizer(path)
+        tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
         examples, dropped = tokenise(rows, Renderer(tokenizer), settings.max_length)
-        check_examples(examples, path, settings)
+        check_examples(examples, path, settings, trust_remote_code=trust_remote_code)
         measured = _measured(kept_out, Renderer(tokenizer), settings.max_length, held_out)
         opened: list[Any] = [None, None]
         if process.is_main_process:
@@ -97,6 +99,7 @@ def train(
             on_step=on_step,
             stop=stop or threading.Event(),
             resume=resume,
+            trust_remote_code=trust_remote_code,
         )
         trainer = build(job, tokenizer)
         _run(job, trainer)

@@ -113,6 +113,7 @@ def opened(
     seed: int,
     device: str,
     dtype: str,
+    trust_remote_code: bool,
     on_step: OnStep | None,
     stop: threading.Event | None,
     spec: Mapping[str, Any],
@@ -134,6 +135,7 @@ def opened(
                 "method": method,
                 "base": base,
                 "base_id": content_of(path),
+                "trust_remote_code": trust_remote_code,
                 "settings": settings.model_dump(mode="json"),
                 "rows_id": canon.id_of_bytes(Path(rows_path).read_bytes()),
                 "rewards": {source.name: getattr(source, "id", None) for source, _ in sources},
@@ -143,9 +145,10 @@ def opened(
             if done := folder.finished():
                 yield TrainResult(folder.out / done["kind"], done, reused=True)
                 return
-            renderer = Renderer(load_tokenizer(path))
+            renderer = Renderer(load_tokenizer(path, trust_remote_code=trust_remote_code))
             prompts, dropped = render(rows, renderer, settings.max_length - settings.max_new_tokens)
-            check_room([(row.id, len(ids)) for row, ids in prompts], path, settings.max_new_tokens)
+            asked = [(row.id, len(ids)) for row, ids in prompts]
+            check_room(asked, path, settings.max_new_tokens, trust_remote_code=trust_remote_code)
             state: list[Any] = [None, None]
             if process.is_main_process:
                 state = list(folder.open_state(lambda: {"dtype": pick_dtype(dtype, device)}))
@@ -164,6 +167,7 @@ def opened(
                 on_step=on_step,
                 stop=stop or threading.Event(),
                 resume=resume,
+                trust_remote_code=trust_remote_code,
             )
             mix = Mix(sources, settings.reward)
             held_out = _held_out(settings, spec, renderer, mix, referees, seed)

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from cai import canon
 from cai.config import DpoSection, RewardSection, TrainerSection
 from cai.errors import TrainError, UserError
+from cai.model.code import asked_for
 from cai.train.adapters import in_place
 from cai.train.data import Example
 from cai.train.job import Job
@@ -125,13 +126,15 @@ def load_model(job: Job) -> Any:
 
     Rounding every small update to bfloat16 would lose most of it; a frozen base loses nothing.
     """
-    model = AutoModelForCausalLM.from_pretrained(
-        job.base,
-        dtype=weight_dtype(job),
-        use_safetensors=True,
-        quantization_config=quantization(job),
-        attn_implementation=attention(job),
-    )
+    with asked_for(job.base):
+        model = AutoModelForCausalLM.from_pretrained(
+            job.base,
+            dtype=weight_dtype(job),
+            use_safetensors=True,
+            trust_remote_code=job.trust_remote_code,
+            quantization_config=quantization(job),
+            attn_implementation=attention(job),
+        )
     model.config.use_cache = False
     return model
 
