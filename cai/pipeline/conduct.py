@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cai import canon, constitution, fewshot, pairs, shipped
-from cai.config import SAMPLING, Phase, RunConfig
+from cai.config import Phase, RunConfig
 from cai.engine.identity import weights_of
 from cai.errors import RejectedError, Stopped, StoreError
 from cai.executors.local import for_each, together
@@ -313,7 +313,7 @@ class Conductor:
                 gate.check(run, self.config.review.gate)
             await self._make_room()
             base = await self._weights(base)
-            further = await rewarding.further(self, turn, judge) if method in SAMPLING else None
+            further = await rewarding.further(self, turn, judge)
             done = await training.train(self.config, folder, turn.name, method, rows, base, self.meter, n_rows, further)
             await self._make_room()  # a judge that slept beside the training is started afresh when it is asked
         elif done["rows_id"] != canon.id_of_bytes(rows.read_bytes()):

@@ -72,12 +72,12 @@ def _context(base: str, trusted: bool) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def check_not_sharded(method: str) -> None:
+def check_not_sharded(method: str, why: str = "") -> None:
     """Raise UserError where `accelerate launch` was told to shard a model that has to write answers."""
     for name in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
             raise UserError(
-                f"method '{method}' samples from the model it trains, which {name} would shard; launch it with "
+                f"method '{method}'{why} samples from the model it trains, which {name} would shard; launch it with "
                 "configs/accelerate/ddp.yaml, one whole model a process (an adapter or nf4 makes it small)"
             )
 

@@ -48,7 +48,7 @@ from cai.train.rewards import Scored, Source
 from cai.train.rollouts import InProcess, Rollout, Writer, sample, stop_tokens
 from cai.train.served import Served, loads_adapter
 from cai.train.trainer import checkpoints, load_model, load_plain, lora_config
-from cai.train.tripwires import Trip, best, kl_ceiling, not_a_number, tripped
+from cai.train.tripwires import NotFinite, Trip, best, goes_back, kl_ceiling, tripped
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
@@ -312,7 +312,7 @@ class Ppo:
         try:
             self._steps()
         except NotFinite as error:
-            if best(self.looks) is None or not self.ppo.watch or self.ppo.watch.on_trip == "stop":
+            if not goes_back(self.looks, self.ppo.watch, self.accelerator.num_processes):
                 raise
             self.trip = error.trip
         finally:
@@ -376,12 +376,13 @@ class Ppo:
 
     # -- sample and score --------------------------------------------------------------------------------------------
 
-    def _sample(self, prompts: Sequence[Rendered], seeds: Sequence[int]) -> list[Rollout]:
+    def _sample(self, prompts: Sequence[Rendered], seeds: Sequence[int], longest: int | None = None) -> list[Rollout]:
         """Return an answer to every prompt."""
+        longest = longest or self.ppo.max_new_tokens
 
         def mine(items: Sequence[tuple[Rendered, int]]) -> list[Rollout]:
             rows, drawn = [prompt for prompt, _ in items], [seed for _, seed in items]
-            return sample(self.writer, rows, drawn, self.ppo.max_new_tokens, self.renderer, self.stops)
+            return sample(self.writer, rows, drawn, longest, self.renderer, self.stops)
 
         return self._shared(list(zip(prompts, seeds, strict=True)), mine)
 
@@ -533,11 +534,12 @@ class Ppo:
                 loss = self._loss(memory, numbers, weight, sums) / n_tokens * n  # gradients are averaged over processes
                 if not torch.isfinite(loss):
                     ids = ", ".join(memory.rollouts[i].row.id for i in numbers)
-                    raise NotFinite("the loss", step, ids)
+                    raise NotFinite("the loss", step, f"the prompts of this batch: {ids}")
                 self.accelerator.backward(loss)
         norm = float(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.ppo.max_grad_norm))
         if not math.isfinite(norm):
-            raise NotFinite("the gradient", step, ", ".join(memory.rollouts[i].row.id for i in rows))
+            ids = ", ".join(memory.rollouts[i].row.id for i in rows)
+            raise NotFinite("the gradient", step, f"the prompts of this batch: {ids}")
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
@@ -607,10 +609,11 @@ class Ppo:
         if self.held_out is None or watch is None or (step % watch.every and step != self.job.steps):
             return {}
         self.writer.update(step)
-        look = self.held_out.look(step, self._sample, self._divergence)
+        longest = self.held_out.max_new_tokens
+        look = self.held_out.look(step, lambda rows, seeds: self._sample(rows, seeds, longest), self._divergence)
         self.looks.append(look)
         self.trip = self.trip or tripped(self.looks, watch)
-        if best(self.looks) == step:
+        if best(self.looks, self.trip) == step:
             self._keep_best(step)
         told = {f"held_out_{k}": v for k, v in look.items() if k != "step"}
         told["held_out_sqrt_kl"] = math.sqrt(max(0.0, look["kl"]))
@@ -636,7 +639,7 @@ class Ppo:
         """Take back the weights that the judge scored best; return their step, or None where nobody scored."""
         self.accelerator.wait_for_everyone()
         kept = self.job.folder.state / "best.safetensors"
-        if (step := best(self.looks)) is None or not kept.exists():
+        if (step := best(self.looks, self.trip)) is None or not kept.exists():
             return None
         self.policy.restore({k: v.to(self.accelerator.device) for k, v in load_file(kept).items()})
         return step
@@ -693,14 +696,3 @@ class Ppo:
 
     def _hash(self, *parts: object) -> int:
         return canon.seed_of(self.job.seed, *parts)
-
-
-class NotFinite(TrainError):
-    """A figure of training was NaN or infinite; no step was taken with it."""
-
-    def __init__(self, what: str, step: int, ids: str) -> None:
-        super().__init__(
-            f"{what} is not finite at step {step}; the prompts of this batch: {ids}. lower learning_rate, "
-            "or look at these prompts"
-        )
-        self.trip = not_a_number(what, step)

@@ -2,10 +2,10 @@
 
 SPEC is a training file (YAML, see cai.train.files) or what a run writes: JSON that holds method (`sft`, `dpo`,
 `reward`, `ppo`, `grpo` or `rloo`), rows, base, out, settings, and may hold seed, device, dtype, trust_remote_code,
-held_out, manifest and track (where else curves are shown). Methods that sample take further: constitution (a file),
-held_out (a file of prompts), engine, and judge (model, engine, identity, tokens, templates, near, max_outside_mass,
-sleeps; see `cai.pipeline.rewarding`). Every line on standard output is a JSON object: a step of the curve, then
-`{"done": …}` or `{"error": …}`; what libraries print goes to standard error.
+held_out, manifest and track (where else curves are shown). Methods that sample, or have `watch` set, take further:
+constitution (a file), held_out (a file of prompts), engine, and judge (model, engine, identity, tokens, templates,
+near, max_outside_mass, sleeps; see `cai.pipeline.rewarding`). Every line on standard output is a JSON object: a step of
+the curve, then `{"done": …}` or `{"error": …}`; what libraries print goes to standard error.
 
 Exit codes: 0 done, 1 training failed, 2 the input cannot be used, 130 stopped by SIGINT or SIGTERM with its state
 saved. The same command goes on from the last saved state. On Linux the process is killed when its parent dies; the
@@ -27,7 +27,6 @@ from typing import Any, TextIO
 
 from cai import shipped, yamlfile
 from cai.config import (
-    SAMPLING,
     DpoSection,
     GroupSection,
     JudgeSection,
@@ -104,12 +103,12 @@ def spec_of(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "device": file.train.device,
         "dtype": file.train.dtype,
         "track": list(file.train.track),
-        **(_sampling(file, near) if file.method in SAMPLING else {}),
+        **(_asking(file, near) if file.asks else {}),
     }
 
 
-def _sampling(file: TrainingFile, near: Path) -> dict[str, Any]:
-    """Return what the spec of a method that samples holds further."""
+def _asking(file: TrainingFile, near: Path) -> dict[str, Any]:
+    """Return what the spec of a method that answers prompts holds further."""
     engine, judge = file.engine.model_dump(mode="json"), None
     if file.judge is not None:
         tokenizer = file.judge.tokenizer or file.judge.checkpoint
@@ -163,7 +162,7 @@ def _train(spec: dict[str, Any], on_step: Callable[[dict[str, Any]], None], stop
         manifest=spec.get("manifest"),
         on_step=on_step,
         stop=stop,
-        **({"spec": spec} if spec["method"] in SAMPLING else {"held_out": spec.get("held_out")}),
+        **({"held_out": spec.get("held_out")} if spec["method"] == "reward" else {"spec": spec}),
     )
 
 

@@ -20,7 +20,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from cai import canon
-from cai.config import RlSection
+from cai.config import RlSection, WatchSection
+from cai.errors import UserError
 from cai.model.fetch import resolve
 from cai.train import rewards
 from cai.train.admit import check_base, check_not_sharded, check_room
@@ -30,10 +31,12 @@ from cai.train.heldout import HeldOut, Rendered
 from cai.train.job import Job, OnStep, TrainResult, pick_device, pick_dtype
 from cai.train.rewards import Mix, Source
 from cai.train.rollouts import load_prompts, render
-from cai.train.tripwires import Trip
+from cai.train.tripwires import Trip, ending
 
 CALLS = "judged.sqlite"
 """What the judge was asked while training lies here, beside the curve."""
+_LONGEST = 128
+"""Tokens of an answer at a look, where a method samples no others."""
 
 
 class Trainer(Protocol):
@@ -74,11 +77,8 @@ class Ready:
         job, folder = self.job, self.job.folder
         process = PartialState()
         trainer.run()
-        tripped = trainer.trip.as_dict() if trainer.trip else None
-        if tripped is not None:
-            goes_back = job.settings.watch and job.settings.watch.on_trip == "rollback"  # type: ignore[attr-defined]
-            back = trainer.roll_back() if goes_back else None
-            tripped["kept_step"] = trainer.step_done if back is None else back
+        watch: WatchSection | None = job.settings.watch  # type: ignore[attr-defined]
+        tripped = ending(trainer.trip, watch, trainer.step_done, trainer.roll_back)
         part = folder.out / f".{job.kind}.part"
         if process.is_main_process:
             shutil.rmtree(part, ignore_errors=True)
@@ -129,7 +129,7 @@ def opened(
     with folder.owned() if process.is_main_process else nullcontext():
         if sources is None:
             sources = rewards.open_sources(settings.reward, spec, device, folder.out / CALLS)
-        referees = _referees(settings, spec, sources, folder.out / CALLS)
+        referees = find_referees(settings.watch, spec, sources, folder.out / CALLS)
         try:
             folder.fingerprint = {
                 "method": method,
@@ -170,19 +170,24 @@ def opened(
                 trust_remote_code=trust_remote_code,
             )
             mix = Mix(sources, settings.reward)
-            held_out = _held_out(settings, spec, renderer, mix, referees, seed)
+            held_out = find_held_out(settings, spec, renderer, mix, referees, seed)
             yield Ready(job, prompts, renderer, mix, held_out, spec, dropped)
         finally:
-            for source in {id(s): s for s in [*(s for s, _ in sources), *referees]}.values():
-                if hasattr(source, "close"):
-                    source.close()
+            close_all([*(source for source, _ in sources), *referees])
 
 
-def _referees(
-    settings: RlSection, spec: Mapping[str, Any], sources: Sequence[tuple[Source, float]], keep: Path
+def close_all(sources: Sequence[Source]) -> None:
+    """Let go of the sources that hold something."""
+    for source in {id(source): source for source in sources}.values():
+        if hasattr(source, "close"):
+            source.close()
+
+
+def find_referees(
+    watch: WatchSection | None, spec: Mapping[str, Any], sources: Sequence[tuple[Source, float]], keep: Path
 ) -> list[Source]:
     """Return who scores held-out answers whatever the reward: the judge and the checks, as far as there are any."""
-    if settings.watch is None or not spec.get("held_out"):
+    if watch is None or not spec.get("held_out"):
         return []
     known = {source.name: source for source, _ in sources}
     principles = rewards.principles_of(spec)
@@ -194,13 +199,19 @@ def _referees(
     return found
 
 
-def _held_out(
-    settings: RlSection, spec: Mapping[str, Any], renderer: Renderer, mix: Mix, referees: list[Source], seed: int
+def find_held_out(
+    settings: Any, spec: Mapping[str, Any], renderer: Renderer, mix: Mix | None, referees: list[Source], seed: int
 ) -> HeldOut | None:
-    if settings.watch is None or not spec.get("held_out"):
+    """Return the held-out prompts that a method looks at; None without any, or without `watch`."""
+    watch: WatchSection | None = settings.watch
+    if watch is None or not spec.get("held_out"):
         return None
-    prompts, _ = render(load_prompts(spec["held_out"]), renderer, settings.max_length - settings.max_new_tokens)
-    return HeldOut(prompts, settings.watch, mix, referees, seed)
+    longest = watch.max_new_tokens or getattr(settings, "max_new_tokens", _LONGEST)
+    try:
+        prompts, _ = render(load_prompts(spec["held_out"]), renderer, settings.max_length - longest)
+    except UserError as error:
+        raise UserError(f"held_out, {error}") from error
+    return HeldOut(prompts, watch, mix, referees, seed, longest)
 
 
 def _ends(curve: Path) -> dict[str, Any]:
