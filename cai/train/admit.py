@@ -12,6 +12,7 @@ from cai.errors import UserError
 from cai.model.code import asked_for
 from cai.train.data import Example
 
+_YES = ("true", "1")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -72,14 +73,23 @@ def _context(base: str, trusted: bool) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
+def sharding() -> str | None:
+    """Return by what `accelerate launch` was told to shard the model: `FSDP`, `DEEPSPEED`, or None."""
+    asked = (name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in _YES)
+    return next(asked, None)
+
+
 def check_not_sharded(method: str, why: str = "") -> None:
-    """Raise UserError where `accelerate launch` was told to shard a model that has to write answers."""
-    for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
-            raise UserError(
-                f"method '{method}'{why} samples from the model it trains, which {name} would shard; launch it with "
-                "configs/accelerate/ddp.yaml, one whole model a process (an adapter or nf4 makes it small)"
-            )
+    """Raise UserError where `accelerate launch` was told to shard a model that has to write answers, but cannot then.
+
+    PPO can with FSDP, see cai.train.sharding.
+    """
+    found = sharding()
+    if found and (method, found) != ("ppo", "FSDP"):
+        raise UserError(
+            f"method '{method}'{why} samples from the model it trains, which {found} would shard; launch it with "
+            "configs/accelerate/ddp.yaml, one whole model a process (an adapter or nf4 makes it small)"
+        )
 
 
 def check_examples(

@@ -24,7 +24,7 @@ from cai.config import RlSection, WatchSection
 from cai.errors import UserError
 from cai.model.fetch import resolve
 from cai.train import rewards
-from cai.train.admit import check_base, check_not_sharded, check_room
+from cai.train.admit import check_base, check_not_sharded, check_room, sharding
 from cai.train.checkpoint import Folder, content_of
 from cai.train.data import Example, Renderer, load_tokenizer, training_order
 from cai.train.heldout import HeldOut, Rendered
@@ -53,7 +53,7 @@ class Trainer(Protocol):
         """Take back the weights that the judge scored best; return their step."""
 
     def save_weights(self, part: Path) -> None:
-        """Write what was trained into a folder."""
+        """Write what was trained into a folder: the main process does, with what all of them hold."""
 
 
 @dataclass
@@ -83,7 +83,9 @@ class Ready:
         if process.is_main_process:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
-            trainer.save_weights(part)
+        process.wait_for_everyone()
+        trainer.save_weights(part)
+        process.wait_for_everyone()
         said = {
             **manifest,
             **_ends(folder.curve),
@@ -92,6 +94,7 @@ class Ready:
             "steps": trainer.step_done,
             "unscored": trainer.n_failed,
             "tripped": tripped,
+            "sharding": sharding(),
             "device": job.device,
             "dtype": job.dtype,
             "wall_s": round(time.monotonic() - self.began, 1),
