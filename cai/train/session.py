@@ -87,7 +87,7 @@ def train(
     with ExitStack() as stack:
         if process.is_main_process:
             stack.enter_context(folder.owned())
-        referees = setup.find_referees(watch, spec, (), folder.out / setup.CALLS)
+        referees = setup.find_referees(watch, spec, (), setup.calls(folder.out))
         stack.callback(setup.close_all, referees)
         if watch:
             folder.fingerprint["referees"] = {source.name: getattr(source, "id", None) for source in referees}

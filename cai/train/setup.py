@@ -33,8 +33,6 @@ from cai.train.rewards import Mix, Source
 from cai.train.rollouts import load_prompts, render
 from cai.train.tripwires import Trip, ending
 
-CALLS = "judged.sqlite"
-"""What the judge was asked while training lies here, beside the curve."""
 _LONGEST = 128
 """Tokens of an answer at a look, where a method samples no others."""
 
@@ -131,8 +129,8 @@ def opened(
     folder = Folder(Path(out), {})
     with folder.owned() if process.is_main_process else nullcontext():
         if sources is None:
-            sources = rewards.open_sources(settings.reward, spec, device, folder.out / CALLS)
-        referees = find_referees(settings.watch, spec, sources, folder.out / CALLS)
+            sources = rewards.open_sources(settings.reward, spec, device, calls(folder.out))
+        referees = find_referees(settings.watch, spec, sources, calls(folder.out))
         try:
             folder.fingerprint = {
                 "method": method,
@@ -177,6 +175,13 @@ def opened(
             yield Ready(job, prompts, renderer, mix, held_out, spec, dropped)
         finally:
             close_all([*(source for source, _ in sources), *referees])
+
+
+def calls(out: Path) -> Path:
+    """Return where lies, beside the curve, what this process asks the judge while training. A store has one writer."""
+    out.mkdir(parents=True, exist_ok=True)
+    process = PartialState()
+    return out / ("judged.sqlite" if process.is_main_process else f"judged-{process.process_index}.sqlite")
 
 
 def close_all(sources: Sequence[Source]) -> None:
