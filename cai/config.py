@@ -97,6 +97,9 @@ class ModelSection(Section):
     """Where the tokenizer is, if not at `checkpoint`. With `base_url` alone it lets prompts be counted here."""
     revision: str | None = None
     """A hub revision (branch, tag or commit); None takes the default and records the commit."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the model is run where it is loaded. It may do anything: read it before. Its
+    hash is part of the model's identity then."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the API key. Keys are never written into a config."""
 
@@ -405,6 +408,40 @@ class TrainerSection(Section):
         return self
 
 
+class WatchSection(Section):
+    """Held-out answers judged while training, and when to stop. A limit of null watches nothing.
+
+    Rises and falls are against the policy that training began with, unless said otherwise.
+    """
+
+    every: Positive = 20
+    """Steps between two looks; the first is before the first step."""
+    prompts: Positive = 32
+    """Held-out prompts answered at a look, chosen by hash."""
+    max_new_tokens: Positive | None = None
+    """Longest answer at a look, in tokens; None takes the method's own `max_new_tokens`, or 128 where it has none."""
+    on_trip: Literal["rollback", "stop"] = "rollback"
+    """`rollback`: end with the weights that the judge (or else the checks) scored best; `stop`: with the present
+    ones."""
+    patience: Positive = 2
+    """The judge's fall must be seen at so many looks in a row; the other wires trip at once."""
+    judge_fall: Annotated[float, Field(gt=0)] | None = 0.1
+    """Fall of the judge's score (-1 to 1; without a judge the checks' share) below its best while the reward rises;
+    for methods that know no reward the fall is enough."""
+    kl_ceiling: Annotated[float, Field(gt=0)] | None = 60.0
+    """Divergence from the reference in nats per answer, at a look or in training."""
+    length_ratio: Annotated[float, Field(gt=1)] | None = 2.0
+    """Answers this many times as long, or as short, as at first."""
+    refusal_rise: Probability | None = 0.2
+    """Rise of the share of refusals."""
+    boilerplate_rise: Probability | None = 0.3
+    """Rise of the share of answers that open with a stock phrase."""
+    repetition_rise: Probability | None = 0.15
+    """Rise of the share of an answer's runs of four words that stood in it before."""
+    entropy_share: Probability | None = 0.1
+    """Entropy per token below this share of the first one."""
+
+
 class SftSection(TrainerSection):
     """Supervised fine-tuning on revisions (SL-CAI)."""
 
@@ -412,6 +449,8 @@ class SftSection(TrainerSection):
     rows: Literal["all", "passing"] = "all"
     """`all`: the revisions of every round, as in the paper; `passing`: only those that every programmatic principle
     passes, which keeps unclean revision text out."""
+    watch: WatchSection | None = None
+    """The tripwires, for which held-out prompts are answered while training; null sets none."""
 
 
 class DpoSection(TrainerSection):
@@ -438,6 +477,8 @@ class DpoSection(TrainerSection):
     sft_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the chosen answers' negative log-likelihood per token added to the loss (RPO, Pang et al. 2024).
     `orpo` always adds it once."""
+    watch: WatchSection | None = None
+    """As in `sft`."""
 
     @model_validator(mode="after")
     def _robust_against_something(self) -> DpoSection:
@@ -473,6 +514,8 @@ class RewardMix(Section):
 
     model: tuple[str, ...] = ()
     """Reward models: folders, or names of earlier phases; several are an ensemble."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the reward models, or their bases, is run; as in `models`."""
     combine: Literal["mean", "worst", "cautious"] = "mean"
     """How an ensemble agrees: the mean, the lowest, or the mean less `caution` times the variance (Coste et al.
     2023)."""
@@ -512,37 +555,6 @@ class KlSection(Section):
     """How strongly it is steered: beta changes by at most a fifth of this per step."""
     by_domain: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Another beta for prompts of these domains. Each is steered by its own domain's divergence."""
-
-
-class WatchSection(Section):
-    """Held-out answers judged while training, and when to stop. A limit of null watches nothing.
-
-    Rises and falls are against the policy that training began with, unless said otherwise.
-    """
-
-    every: Positive = 20
-    """Steps between two looks; the first is before the first step."""
-    prompts: Positive = 32
-    """Held-out prompts answered at a look, chosen by hash."""
-    on_trip: Literal["rollback", "stop"] = "rollback"
-    """`rollback`: end with the weights that the judge (or else the checks) scored best; `stop`: with the present
-    ones."""
-    patience: Positive = 2
-    """The judge's fall must be seen at so many looks in a row; the other wires trip at once."""
-    judge_fall: Annotated[float, Field(gt=0)] | None = 0.1
-    """Fall of the judge's score (-1 to 1; without a judge the checks' share) below its best while the reward rises."""
-    kl_ceiling: Annotated[float, Field(gt=0)] | None = 60.0
-    """Divergence from the reference in nats per answer, at a look or in training."""
-    length_ratio: Annotated[float, Field(gt=1)] | None = 2.0
-    """Answers this many times as long, or as short, as at first."""
-    refusal_rise: Probability | None = 0.2
-    """Rise of the share of refusals."""
-    boilerplate_rise: Probability | None = 0.3
-    """Rise of the share of answers that open with a stock phrase."""
-    repetition_rise: Probability | None = 0.15
-    """Rise of the share of an answer's runs of four words that stood in it before."""
-    entropy_share: Probability | None = 0.1
-    """Entropy per token below this share of the first one."""
 
 
 class RlSection(TrainerSection):

@@ -89,3 +89,23 @@ def test_an_adapter_that_cannot_be_merged_is_sampled_through(tiny: Path) -> None
         writer.update(1)
         written.append(writer.write(starts, 6))
     assert written[0] == written[1]
+
+
+def test_an_adapter_is_merged_into_a_base_of_fewer_digits(tiny: Path) -> None:
+    """As on a GPU: what is sampled with is in the base's bfloat16 throughout."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from cai.engine.local import Start
+    from cai.train.rollouts import InProcess
+
+    model, plain = (
+        adapted(tiny, dtype=torch.bfloat16),
+        AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16),
+    )
+    before = plain.model.layers[0].self_attn.q_proj.weight.clone()
+    writer = InProcess(model, frozenset((2,)), plain)
+    writer.update(1)
+    assert {weight.dtype for weight in plain.parameters()} == {torch.bfloat16}
+    assert not torch.equal(plain.model.layers[0].self_attn.q_proj.weight, before)
+    assert len(writer.write([Start([1, 4, 7], 1)], 3)[0]) > 0

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.forked import training
+from tests.forked import Training, training
 from tests.planted import write_prompts
 from tests.tiny import make_model
 from tests.training import curve, planted_pairs, write
@@ -66,15 +68,24 @@ def losses(spec: dict[str, Any], folder: Path, *, processes: int, launched: bool
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=env, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
     else:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        with ExitStack() as stack:
-            ranks = [stack.enter_context(training(path, environment(i, processes, port))) for i in range(processes)]
+        with started(path, processes) as ranks:
             for rank in ranks:
                 assert rank.wait() == 0, rank.log.read_text()[-3000:]
     assert (out / "checkpoint.json").exists()
     return [row["loss"] for row in curve(out) if row["step"]]
+
+
+@contextmanager
+def started(
+    path: Path, processes: int, *, dies: tuple[int, float] | None = None, **further: str
+) -> Iterator[list[Training]]:
+    """Yield the processes of a training, with `further` in their environment; the first one `dies` (tests.forked)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with ExitStack() as stack:
+        told = [environment(i, processes, port) | further for i in range(processes)]
+        yield [stack.enter_context(training(path, each, None if i else dies)) for i, each in enumerate(told)]
 
 
 def environment(rank: int, processes: int, port: int) -> dict[str, str]:
@@ -95,3 +106,27 @@ def test_two_processes_give_the_loss_curve_of_one(method: str, tmp_path: Path) -
     two = losses(spec, tmp_path, processes=2, launched=method == "dpo")
     assert len(one) == 12 and max(one) - min(one) > 0.01
     assert two == pytest.approx(one, abs=1e-3)
+
+
+@pytest.mark.parametrize("lora", [{"r": 8}, None])
+def test_a_policy_in_parts_gives_the_loss_curve_of_a_whole_one_and_is_resumed(lora: Any, tmp_path: Path) -> None:
+    """FSDP, as `accelerate launch` asks for it; one of the two processes is killed on the way."""
+    from safetensors.torch import load_file
+
+    spec = spec_of("ppo", tmp_path)
+    spec["settings"] |= {"lora": lora, "save_steps": 3, "max_steps": 8}
+    one = losses(spec, tmp_path, processes=1)
+    path = tmp_path / "out-2.json"
+    path.write_text(json.dumps({**spec, "out": str(tmp_path / "out-2")}))
+    with started(path, 2, ACCELERATE_USE_FSDP="true", dies=(5, 0.0)) as (first, _):
+        assert first.wait() == -signal.SIGKILL, first.log.read_text()[-3000:]
+    assert not (tmp_path / "out-2" / "checkpoint.json").exists()
+    with started(path, 2, ACCELERATE_USE_FSDP="true") as ranks:
+        assert next(ranks[0].steps()) == 4, "the last sealed state is that of step 3"
+        assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].log.read_text()[-3000:]
+    assert [row["loss"] for row in curve(tmp_path / "out-2") if row["step"]] == pytest.approx(one, abs=1e-3)
+    said = [json.loads((tmp_path / out / "checkpoint.json").read_text()) for out in ("out-1", "out-2")]
+    assert [each["sharding"] for each in said] == [None, "FSDP"]
+    ours, theirs = (load_file(next((tmp_path / out).glob("*/*model.safetensors"))) for out in ("out-1", "out-2"))
+    assert ours.keys() == theirs.keys()
+    assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 1e-3

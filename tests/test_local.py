@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -260,19 +259,6 @@ def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(EngineError, match="cannot load it"):
         LocalModel.load(str(tmp_path), EngineSection(kind="transformers"), identity="tiny")
-
-
-def test_code_that_a_folder_brings_is_not_run(folder: Path, tmp_path: Path) -> None:
-    for path in folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    marker = tmp_path / "ran"
-    (tmp_path / "theirs.py").write_text(f"open({str(marker)!r}, 'w')")
-    config = json.loads((tmp_path / "config.json").read_text())
-    config |= {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.C", "AutoModelForCausalLM": "theirs.M"}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(EngineError):
-        LocalModel.load(str(tmp_path), EngineSection(kind="transformers"), identity="tiny")
-    assert not marker.exists()
 
 
 def test_closing_ends_what_is_at_work_first(folder: Path) -> None:

@@ -41,7 +41,8 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict:
         {"name": "sl", "samples": 1, "revisions": 2, "train": "sft"},
         {"name": "rl", "samples": 2, "pairs": ["samples"], "train": "dpo"},
     ]
-    tree["train"] = {"sft": TRAINER, "dpo": TRAINER, "device": "cpu"}
+    watch = {"every": 2, "prompts": 3, "max_new_tokens": 4}
+    tree["train"] = {"sft": TRAINER, "dpo": {**TRAINER, "watch": watch}, "device": "cpu"}
     tree["evaluate"] = {"samples": 2}
     path = runs.write_config(folder, tree)
     with pytest.MonkeyPatch.context() as patch:

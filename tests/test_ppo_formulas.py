@@ -154,8 +154,11 @@ def test_the_judges_score_is_an_expectation_and_an_unreadable_one_is_none() -> N
     even = {option: math.log(0.1) for option in SCALE}
     assert expected_score(answer(logprobs=even, outside=0.1), 0.5) == pytest.approx(0.0)
     low_or_high = {option: math.log({"1": 0.2, "9": 0.6}.get(option, 1e-12)) for option in SCALE}
+    nothing = {option: -800.0 for option in SCALE}
     assert expected_score(answer(logprobs=low_or_high, outside=0.2), 0.5) == pytest.approx(0.5)
     assert expected_score(answer(logprobs=even, outside=0.51), 0.5) is None
+    assert expected_score(answer(logprobs=nothing, outside=1.0), 1.0) is None
+    assert expected_score(answer(logprobs={"1": 0.0}), 0.5) is None
     assert expected_score(answer(error="too_long"), 0.5) is None
     assert expected_score(answer(logprobs={**even, "1": math.nan}), 0.5) is None
 

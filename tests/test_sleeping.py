@@ -111,7 +111,8 @@ def test_a_gpu_server_is_given_the_adapter_and_sleeps_between_its_answers(
     base = make_model(tmp_path / "base")
     settings = PpoSection.model_validate({"lora": {"r": 4}, "rollouts": "vllm"})
     folder = SimpleNamespace(out=tmp_path, state=tmp_path / "state")
-    job: Any = SimpleNamespace(folder=folder, device="cuda", settings=settings, resume=None, base=str(base))
+    asked = {"settings": settings, "base": str(base), "trust_remote_code": False, "resume": None}
+    job: Any = SimpleNamespace(folder=folder, device="cuda", **asked)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=4, task_type="CAUSAL_LM"))
     writer = served.Served(job, model, InProcess(model, frozenset((2,))), EngineSection(), frozenset((2,)), None)
     try:
@@ -125,4 +126,5 @@ def test_a_gpu_server_is_given_the_adapter_and_sleeps_between_its_answers(
     third = ["/wake_up", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/completions", "/sleep"]
     assert there.knocks == first + second + third and there.models == {"model", "step-1", "step-2"}
     assert started["sleeps"] and started["adapter_rank"] == 4 and started["checkpoint"] == str(base)
+    assert started["trust_remote_code"] is False
     assert served.own_gpu(1) == "1", "of what this process may see now, which is the first of the two"

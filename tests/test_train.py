@@ -224,7 +224,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_rows(tiny: Path, tmp_path: Pat
     rows = [{"prompt": message("a"), "completion": w, "id": f"row-{w}"} for w in WORDS[:8]]
     path = write(tmp_path / "sft.jsonl", rows)
     settings = SftSection.model_validate({**SETTINGS, "learning_rate": 1e38, "epochs": 3.0, "warmup": 0.0})
-    with pytest.raises(TrainError, match=r"the loss is (nan|inf) at step \d; the rows of this batch: row-\w+, row-"):
+    with pytest.raises(TrainError, match=r"the loss is not finite at step \d; the rows of this batch: row-\w+, row-"):
         sft.train(path, str(tiny), tmp_path / "out", settings, device="cpu", dtype="float32")
     assert not (tmp_path / "out" / "checkpoint.json").exists()
 

@@ -118,6 +118,8 @@ def test_the_best_look_is_the_judges_and_never_the_rewards() -> None:
     told = looks({"judge": 0.6, "reward": 1.0}, {"judge": 0.4, "reward": 9.0}, {"judge": 0.6, "reward": 2.0})
     assert best(told) == 20, "of equals the earliest"
     assert best([{**CALM, "judge": None, "checks": None}]) is None
+    babble = looks({"judge": 0.6}, {"judge": 0.9, "entropy": 0.01})
+    assert best(babble) == 40 and best(babble, tripped(babble, WATCH)) == 20
     assert best([{**CALM, "judge": None}, {**CALM, "judge": None, "checks": 0.9, "step": 40}]) == 40
 
 

@@ -87,6 +87,7 @@ def _base(run: RunView) -> dict[str, Any]:
         "name": public_name(name),
         "hub_id": name if on_hub else None,
         "revision": section.revision,
+        "own_code": section.trust_remote_code,
         "license": EMBEDDED[name].license if name in EMBEDDED else _license_in(folder / "README.md"),
     }
 
@@ -191,6 +192,8 @@ def limits(facts: dict[str, Any]) -> Iterator[str]:
     if facts["run"]["stale"]:
         yield "Some checkpoints were trained on rows that later decisions have changed."
     yield from (f"Collapse check: {warning}." for warning in (evaluation.get("collapse") or {}).get("warnings", ()))
+    if facts["base"]["own_code"]:
+        yield "The base model is loaded by Python code that comes with it (trust_remote_code); read it before you do."
     if judge:
         yield from (f"{weakness[:1].upper()}{weakness[1:]}." for weakness in judge["weaknesses"])
     if not told["accuracy"]:

@@ -7,6 +7,8 @@ from typing import Any
 
 from cai.cli import add_command, add_json
 
+_TRUST = "run Python code that comes with the base model; it may do anything, so read it before"
+
 
 def add(commands: Any) -> None:
     """Add the commands."""
@@ -33,6 +35,7 @@ def add(commands: Any) -> None:
     )
     score.add_argument("--caution", type=float, default=0.1, help="for --how cautious (default 0.1)")
     score.add_argument("--weight", action="append", default=[], metavar="PRINCIPLE=W", help="weigh a principle's head")
+    score.add_argument("--trust-remote-code", action="store_true", help=_TRUST)
     score.add_argument("-o", "--out", help="write the rows with their rewards here as JSONL")
     add_json(score)
     score.set_defaults(handle=handle_score)
@@ -50,6 +53,7 @@ def add(commands: Any) -> None:
         "cai reward merge checkpoints/rm -o models/rm",
     )
     merged.add_argument("model", help="the folder of a finished reward training with an adapter and one head")
+    merged.add_argument("--trust-remote-code", action="store_true", help=_TRUST)
     merged.add_argument("-o", "--out", help="where the whole model goes (default: model in the folder)")
     add_json(merged)
     merged.set_defaults(handle=handle_merge)
@@ -63,7 +67,7 @@ def handle_merge(arguments: argparse.Namespace) -> int:
     quiet_libraries()
     from cai.train.merging import merge
 
-    folder = merge(arguments.model, arguments.out)
+    folder = merge(arguments.model, arguments.out, trust_remote_code=arguments.trust_remote_code)
     if arguments.json:
         say_json({"path": str(folder)})
     else:
@@ -85,7 +89,7 @@ def handle_score(arguments: argparse.Namespace) -> int:
     from cai.train.scoring import Ensemble
 
     rows = load_answers(arguments.file)
-    ensemble = Ensemble.load(arguments.model)
+    ensemble = Ensemble.load(arguments.model, trust_remote_code=arguments.trust_remote_code)
     weights = dict(_weight(text) for text in arguments.weight)
     flat = [(row.prompt, answer) for row in rows for answer in row.answers]
     rewards, members = ensemble.score(flat, how=arguments.how, caution=arguments.caution, weights=weights)

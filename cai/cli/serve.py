@@ -84,6 +84,7 @@ async def _start(config: Any, role: str, section: Any) -> Any:
         config.engine,
         run_dir=Path(config.run.dir),
         name=f"serve-{role.replace(' ', '-')}",
-        identity=checkpoint,
+        identity=checkpoint + ("+code" if section.trust_remote_code else ""),
         revision=section.revision,
+        trust_remote_code=section.trust_remote_code,
     )

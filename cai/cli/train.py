@@ -88,7 +88,9 @@ def _file(arguments: argparse.Namespace) -> int:
         if spec["method"] in SAMPLING:
             raise UserError(f"{arguments.run}: {spec['method']} trains on prompts alone; there are no rows to show")
 
-        return _show(show_file(spec["rows"], spec["method"], spec["base"], arguments.show), arguments.json)
+        trusted = spec["trust_remote_code"]
+        texts = show_file(spec["rows"], spec["method"], spec["base"], arguments.show, trust_remote_code=trusted)
+        return _show(texts, arguments.json)
     quiet_libraries()
 
     def tell(row: dict[str, Any]) -> None:

@@ -61,6 +61,7 @@ def vllm(
     port: int,
     *,
     revision: str | None = None,
+    trust_remote_code: bool = False,
     adapter_rank: int | None = None,
     sleeps: bool = False,
 ) -> Command:
@@ -68,8 +69,13 @@ def vllm(
 
     A hub id is served at the commit that its identity names. With `adapter_rank` the server takes LoRA adapters of up
     to this rank while it runs; with `sleeps` it can give its GPU back for a while. Raises UserError where there is no
-    vLLM.
+    vLLM, or `engine.args` ask for what has a key of its own.
     """
+    if "--trust-remote-code" in engine.args:
+        raise UserError(
+            "engine.args: found '--trust-remote-code', which nothing would record; set trust_remote_code: "
+            "true beside the model's name"
+        )
     module, environment = "vllm.entrypoints.openai.api_server", _environment()
     is_folder = Path(checkpoint).is_dir()
     if is_folder:
@@ -94,7 +100,8 @@ def vllm(
             environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(n_cores())}
     arguments = [
         *(sys.executable, "-m", module, "--model", checkpoint, "--served-model-name", "model"),
-        *(() if is_folder else _pinned(commit_of(checkpoint, revision))),
+        *(() if is_folder else _pinned(commit_of(checkpoint, revision), trust_remote_code)),
+        *(("--trust-remote-code",) if trust_remote_code else ()),
         *("--host", "127.0.0.1", "--port", str(port)),
         # vLLM lets every origin in; a page in the user's browser has no business here.
         *("--allowed-origins", "[]"),
@@ -225,5 +232,6 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in hidden} | _QUIET
 
 
-def _pinned(commit: str) -> list[str]:
-    return ["--revision", commit, "--tokenizer-revision", commit]
+def _pinned(commit: str, with_code: bool) -> list[str]:
+    code = ["--code-revision", commit] if with_code else []
+    return ["--revision", commit, "--tokenizer-revision", commit, *code]

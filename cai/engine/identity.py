@@ -12,7 +12,7 @@ from cai.errors import CaiError, UserError
 from cai.manifest import write_atomically
 from cai.model.fetch import cache_folder, fetch_commit, resolve
 
-_COUNTS = (".safetensors", ".json", ".jinja", ".model")
+_COUNTS = (".safetensors", ".json", ".jinja", ".model", ".py")
 _READ_BYTES = 1 << 20
 _KEPT_FROM_BYTES = 1 << 20
 """Hashes of files of this size and more are kept between commands; smaller ones are read anew."""
@@ -20,15 +20,16 @@ _MOST_KEPT = 500
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def model_identity(model: str, revision: str | None = None) -> str:
-    """Return the identity of a folder (name and content hash of its weights, config and tokenizer) or of a hub id.
+def model_identity(model: str, revision: str | None = None, *, trust_remote_code: bool = False) -> str:
+    """Return the identity of a folder (name and content hash of weights, config, tokenizer and code) or of a hub id.
 
-    A hub id is pinned by its commit. Raises UserError where neither this machine nor the hub knows it.
+    A hub id is pinned by its commit; `+code` at the end says that code which comes with the model is run. Raises
+    UserError where neither this machine nor the hub knows it.
     """
-    folder = Path(model)
+    folder, mark = Path(model), "+code" if trust_remote_code else ""
     if folder.is_dir():
-        return f"{folder.name}#{_folder_hash(folder)}"
-    return f"{model}@{commit_of(model, revision)}"
+        return f"{folder.name}#{_folder_hash(folder)}{mark}"
+    return f"{model}@{commit_of(model, revision)}{mark}"
 
 
 def commit_of(model: str, revision: str | None = None) -> str:
@@ -50,11 +51,14 @@ def commit_of(model: str, revision: str | None = None) -> str:
     return Path(found).parent.name
 
 
-def weights_of(model: str, revision: str | None) -> str:
-    """Return what to train: a folder or hub id as it is, a hub id at a revision as the folder of that commit."""
+def weights_of(model: str, revision: str | None, *, trust_remote_code: bool = False) -> str:
+    """Return what to train: a folder or hub id as it is, a hub id at a revision as the folder of that commit.
+
+    One whose own code is run is always taken at its commit, so that it is the code that was there to be read.
+    """
     found = resolve(model)
-    is_plain = revision is None or Path(found).is_dir()
-    return found if is_plain else str(fetch_commit(found, commit_of(found, revision)))
+    is_plain = (revision is None and not trust_remote_code) or Path(found).is_dir()
+    return found if is_plain else str(fetch_commit(found, commit_of(found, revision), with_code=trust_remote_code))
 
 
 def cached_commit(model: str, revision: str | None) -> str | None:

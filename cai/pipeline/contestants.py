@@ -25,7 +25,7 @@ def of_run(run: RunView, suite: Suite, overrides: Sequence[str]) -> Entry:
     """Return the contest of a run's policies, from the first to the last, served and judged as in the run."""
     policies = [Contestant("base", run.config.models.policy)]
     for policy in (run.manifest.get("policies") or [])[1:]:
-        policies.append(Contestant(policy["name"], ModelSection(checkpoint=str(_checkpoint_in(run, policy)))))
+        policies.append(Contestant(policy["name"], _trained(run, policy)))
     engine = _engine(overrides, run.config.engine)
     judge = run.config.models.judge or run.config.models.policy
     return Entry(suite, tuple(policies), judge, engine, run.folder.resolve().parent, run.folder)
@@ -58,10 +58,15 @@ def _section(place: str) -> ModelSection:
         trained = (run.manifest.get("policies") or [])[1:]
         if not trained:
             raise UserError(f"policy '{place}': this run has trained no policy; name a checkpoint or another run")
-        return ModelSection(checkpoint=str(_checkpoint_in(run, trained[-1])))
+        return _trained(run, trained[-1])
     if (folder / "checkpoint.json").is_file():
         return ModelSection(checkpoint=str(_whole(folder)))
     return ModelSection(checkpoint=place)
+
+
+def _trained(run: RunView, policy: dict[str, str]) -> ModelSection:
+    trusted = run.config.models.policy.trust_remote_code
+    return ModelSection(checkpoint=str(_checkpoint_in(run, policy)), trust_remote_code=trusted)
 
 
 def _checkpoint_in(run: RunView, policy: dict[str, str]) -> Path:

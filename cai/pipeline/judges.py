@@ -29,14 +29,16 @@ class LazyReward:
             from cai.engine.reward import RewardModel
 
             with self._meter.stage("load reward model", 1):
-                checkpoint = resolve(str(self._section.checkpoint))
-                self._model = RewardModel.load(checkpoint, identity=self.identity, revision=self._section.revision)
+                section = self._section
+                how = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
+                self._model = RewardModel.load(resolve(str(section.checkpoint)), identity=self.identity, **how)
         return await self._model.reward(request)
 
 
 def reward_identity(section: ModelSection) -> str:
     """Return a reward model's identity without loading it."""
-    return model_identity(resolve(str(section.checkpoint)), section.revision)
+    trusted = section.trust_remote_code
+    return model_identity(resolve(str(section.checkpoint)), section.revision, trust_remote_code=trusted)
 
 
 def seated(config: RunConfig) -> list[tuple[str, ModelSection | None]]:
@@ -54,6 +56,12 @@ def all_here(config: RunConfig) -> bool:
     models = [(config.models.policy, config.engine), (config.models.judge or config.models.policy, config.engine)]
     models += [(m, None if mode == "reward_model" else config.engine) for mode, m in seated(config) if m is not None]
     return all(is_here(model, engine) for model, engine in models)
+
+
+def with_own_code(config: RunConfig) -> list[str]:
+    """Return the models of a run whose own code is run, by their names in the config."""
+    models = [config.models.policy, config.models.judge, *(model for _, model in seated(config))]
+    return sorted({str(m.checkpoint or m.tokenizer) for m in models if m is not None and m.trust_remote_code})
 
 
 JUDGE = "judge"

@@ -152,7 +152,10 @@ class Rederiving(Conductor):
             rows = pairs.phase_rows(run, turn.name, turn.phase.train)
         if entry is None or entry["rows_id"] != pairs.rows_id(rows):
             self.faults.add(f"checkpoints: {turn.name} was trained on other rows than the run has now")
-        return out if turn.phase.train == "reward" else await training.merged(out, base, self.meter)
+        if turn.phase.train == "reward":
+            return out
+        trusted = self.config.models.policy.trust_remote_code
+        return await training.merged(out, base, self.meter, trust_remote_code=trusted)
 
     def _result(self, n_failed: int, stale: list[str]) -> Any:
         return None

@@ -51,4 +51,5 @@ def show(folder: str, phase: str | None, n: int) -> list[str]:
         if entry["method"] in SAMPLING:
             raise UserError(f"{folder}: phase '{name}' trains {entry['method']} on prompts alone; no rows to show")
         rows = phase_rows(run, name, entry["method"])[:n]
-        return [show_row(row, entry["method"], entry["base"]) for row in rows]
+        trusted = run.config.models.policy.trust_remote_code
+        return [show_row(row, entry["method"], entry["base"], trust_remote_code=trusted) for row in rows]

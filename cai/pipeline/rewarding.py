@@ -1,11 +1,11 @@
-"""What a training that samples needs beside its prompts: rewards, held-out prompts, and a judge that answers."""
+"""What a training needs that has prompts answered: rewards, held-out prompts, and a judge that scores the answers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cai.config import RlSection
+from cai.config import RlSection, TrainerSection
 from cai.engine import sleeping
 from cai.engine.command import shares_gpu_with_training
 from cai.errors import UserError
@@ -22,23 +22,29 @@ if TYPE_CHECKING:
 async def further(conductor: Conductor, turn: PhaseTurn, judge: Recorded) -> dict[str, Any]:
     """Return what the spec of such a training holds beside the usual. The judge is served from now on if it is needed.
 
-    Raises UserError where a reward model that the config names is not there.
+    Nothing for a method that answers no prompts. Raises UserError where a reward model that the config names is not
+    there.
     """
     config, folder = conductor.config, conductor.folder
-    settings: RlSection = getattr(config.train, turn.phase.train)
-    models = [_model(folder, name, turn) for name in settings.reward.model]
+    settings: TrainerSection = getattr(config.train, turn.phase.train)
+    watch, weight = getattr(settings, "watch", None), 0.0
+    if not watch and not isinstance(settings, RlSection):
+        return {}
+    if isinstance(settings, RlSection):
+        models = tuple(_model(folder, name, turn) for name in settings.reward.model)
+        weight = settings.reward.judge_weight
+        settings = settings.model_copy(update={"reward": settings.reward.model_copy(update={"model": models})})
     held_out = checkpoint_dir(folder, turn.name).with_suffix(".held_out.jsonl")
     with RunView(folder) as run:
-        n_held_out = write_jsonl(held_out, prompt_rows(run, "held_out")) if settings.watch else 0
-    named = settings.model_copy(update={"reward": settings.reward.model_copy(update={"model": tuple(models)})})
+        n_held_out = write_jsonl(held_out, prompt_rows(run, "held_out")) if watch else 0
     spec = {
-        "settings": named.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json"),
         "constitution": str(folder / "constitution.yaml"),
         "held_out": str(held_out) if n_held_out else None,
         "engine": config.engine.model_dump(mode="json"),
     }
     judges = any(p.check is None for p in conductor.constitution.principles)
-    if judges and (settings.reward.judge_weight or n_held_out):
+    if judges and (weight or n_held_out):
         spec["judge"] = await _judge(conductor, judge)
     return spec
 

@@ -82,7 +82,8 @@ class Fleet:
 
         `base` is what it was trained on, where that is served anyway: an adapter may then go into the same server.
         """
-        section, folder = ModelSection(checkpoint=str(path)), path.parent / "adapter"
+        trusted = self._config.models.policy.trust_remote_code  # its code is saved beside what it has become
+        section, folder = ModelSection(checkpoint=str(path), trust_remote_code=trusted), path.parent / "adapter"
         if base is None or base.section.base_url or not folder.is_dir() or not loads_adapters(self._engine):
             return self.model(section, name)
         # Where weights are merged they are rounded anew, so the two roads are two models.
@@ -152,8 +153,8 @@ class Fleet:
             from cai.engine.local import LocalModel
 
             with self._meter.stage(f"load {name}", 1):
-                checkpoint, revision = resolve(str(section.checkpoint)), section.revision
-                return LocalModel.load(checkpoint, self._engine, identity=identity, revision=revision)
+                how = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
+                return LocalModel.load(resolve(str(section.checkpoint)), self._engine, identity=identity, **how)
         with self._meter.stage(f"start server for {name}", 1):
             checkpoint = str(section.checkpoint)
             server = await servers.start(
@@ -163,6 +164,7 @@ class Fleet:
                 name=name,
                 identity=identity,
                 revision=section.revision,
+                trust_remote_code=section.trust_remote_code,
                 adapter_rank=self._adapter_rank(section),
                 sleeps=self.sleeps,
             )
@@ -208,7 +210,8 @@ def identity_of(section: ModelSection, engine: EngineSection) -> str:
         return "scripted:" + (model_identity(str(trained)) if trained.is_dir() else "") + _script(engine.args)
     if section.checkpoint is None:
         return f"{section.served_name or 'served'}@{section.revision or 'unknown'} at {_hosts(section.base_url)}"
-    return model_identity(resolve(section.checkpoint), section.revision)
+    trusted = section.trust_remote_code
+    return model_identity(resolve(section.checkpoint), section.revision, trust_remote_code=trusted)
 
 
 def is_here(section: ModelSection, engine: EngineSection | None) -> bool:
@@ -231,7 +234,7 @@ def load_tokens(section: ModelSection, engine: EngineSection, *, length: int | N
     source = section.tokenizer or section.checkpoint
     if source is None:
         return None
-    tokens = Tokens.load(resolve(source), section.revision)
+    tokens = Tokens.load(resolve(source), section.revision, trust_remote_code=section.trust_remote_code)
     limits = [n for n in (tokens.max_len, length, None if section.base_url else engine.max_model_len) if n]
     tokens.max_len = min(limits) if limits else None
     return tokens

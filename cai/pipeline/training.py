@@ -62,6 +62,7 @@ async def train(
         "method": method,
         "rows": str(rows),
         "base": resolve(base),
+        "trust_remote_code": config.models.policy.trust_remote_code,
         "out": str(out),
         "settings": section.model_dump(mode="json"),
         "seed": canon.seed_of(config.run.seed, "train", phase),
@@ -124,11 +125,12 @@ def _tail(path: Path, n: int = 15) -> str:
     return "\n".join(f"  {line}" for line in lines) + f"\n  (all of it: {path})"
 
 
-async def merged(out: Path, base: str, meter: Meter) -> Path:
+async def merged(out: Path, base: str, meter: Meter, *, trust_remote_code: bool = False) -> Path:
     """Return the full checkpoint of a finished training: its `model` folder, made from the adapter if need be."""
     model = out / "model"
     if not model.exists():
         command = [sys.executable, "-m", "cai.model.merge", resolve(base), str(out / "adapter"), str(model)]
+        command += ["--trust-remote-code"] if trust_remote_code else []
         with meter.stage(f"merge {out.name}", 1):
             process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
             _, said = await process.communicate()

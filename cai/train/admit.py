@@ -9,8 +9,10 @@ from pathlib import Path
 
 from cai.config import DpoSection, RewardSection, TrainerSection
 from cai.errors import UserError
+from cai.model.code import asked_for
 from cai.train.data import Example
 
+_YES = ("true", "1")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -50,10 +52,12 @@ def _check_whole(folder: Path, weights: Sequence[Path]) -> None:
             ) from error
 
 
-def check_room(prompts: Sequence[tuple[str, int]], base: str, max_new_tokens: int) -> None:
+def check_room(
+    prompts: Sequence[tuple[str, int]], base: str, max_new_tokens: int, *, trust_remote_code: bool = False
+) -> None:
     """Raise UserError where the longest of the prompts (id, tokens) leaves no room in the model for an answer."""
     name, length = max(prompts, key=lambda prompt: prompt[1])
-    context = _context(base)
+    context = _context(base, trust_remote_code)
     if context and length + max_new_tokens > context:
         raise UserError(
             f"prompt {name}: {length} tokens and {max_new_tokens} to answer with, but '{base}' reads at most "
@@ -61,26 +65,39 @@ def check_room(prompts: Sequence[tuple[str, int]], base: str, max_new_tokens: in
         )
 
 
-def _context(base: str) -> int | None:
+def _context(base: str, trusted: bool) -> int | None:
     from transformers import AutoConfig
 
-    return getattr(AutoConfig.from_pretrained(base).get_text_config(), "max_position_embeddings", None)
+    with asked_for(base):
+        config = AutoConfig.from_pretrained(base, trust_remote_code=trusted)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def check_not_sharded(method: str) -> None:
-    """Raise UserError where `accelerate launch` was told to shard a model that has to write answers."""
-    for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
-            raise UserError(
-                f"method '{method}' samples from the model it trains, which {name} would shard; launch it with "
-                "configs/accelerate/ddp.yaml, one whole model a process (an adapter or nf4 makes it small)"
-            )
+def sharding() -> str | None:
+    """Return by what `accelerate launch` was told to shard the model: `FSDP`, `DEEPSPEED`, or None."""
+    asked = (name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in _YES)
+    return next(asked, None)
 
 
-def check_examples(examples: list[Example], base: str, settings: TrainerSection) -> None:
+def check_not_sharded(method: str, why: str = "") -> None:
+    """Raise UserError where `accelerate launch` was told to shard a model that has to write answers, but cannot then.
+
+    PPO can with FSDP, see cai.train.sharding.
+    """
+    found = sharding()
+    if found and (method, found) != ("ppo", "FSDP"):
+        raise UserError(
+            f"method '{method}'{why} samples from the model it trains, which {found} would shard; launch it with "
+            "configs/accelerate/ddp.yaml, one whole model a process (an adapter or nf4 makes it small)"
+        )
+
+
+def check_examples(
+    examples: list[Example], base: str, settings: TrainerSection, *, trust_remote_code: bool = False
+) -> None:
     """Raise UserError for rows longer than the model reads, and for pairs of which none prefers either answer."""
     longest = max(examples, key=_length)
-    context = _context(base)
+    context = _context(base, trust_remote_code)
     if context and _length(longest) > context:
         raise UserError(
             f"row {longest.id}: {_length(longest)} tokens, but '{base}' reads at most {context}; set "

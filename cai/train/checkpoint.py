@@ -142,7 +142,7 @@ def check_fits(out: Path, manifest: dict[str, Any], base: str) -> None:
 
 
 def content_of(folder: str | Path) -> str:
-    """Return the content id of a model's or adapter's folder: its weights and configuration, byte for byte.
+    """Return the content id of a model's or adapter's folder: its weights, configuration and code, byte for byte.
 
     A model that is not a local folder is identified by its name.
     """
@@ -150,7 +150,7 @@ def content_of(folder: str | Path) -> str:
     if not folder.is_dir():
         return str(folder)
     digest = hashlib.blake2b(digest_size=20)
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")]):
+    for path in sorted(p for pattern in ("*.safetensors", "*config.json", "*.py") for p in folder.glob(pattern)):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
             while chunk := file.read(1 << 22):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cai import canon
 from cai.errors import TrainError, UserError
+from cai.model.code import asked_for
 from cai.train.rows import Messages, PairRow, SftRow, load_pairs, load_sft, pair_row, sft_row
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def pair_set_id(ids: Sequence[str]) -> str:
     return canon.content_id("pair_set", sorted(ids))
 
 
-def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a model. Raises UserError where there is none, or it has no chat template.
 
     A missing pad token is replaced by the end-of-turn token; masks come from lengths, so it is never learnt or seen.
@@ -56,7 +57,8 @@ def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+        with asked_for(base):
+            tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         said = str(error).splitlines()[0]
         raise UserError(
@@ -137,19 +139,19 @@ def training_order(lengths: Sequence[int], epochs: float, micro: int, seed: int)
     return order[:n_rows]
 
 
-def show_row(row: dict[str, Any], method: str, base: str) -> str:
+def show_row(row: dict[str, Any], method: str, base: str, *, trust_remote_code: bool = False) -> str:
     """Return a row as the model reads it; what is trained on stands between ⟦ and ⟧."""
     from cai.model.fetch import resolve
 
-    renderer = Renderer(load_tokenizer(resolve(base)))
+    renderer = Renderer(load_tokenizer(resolve(base), trust_remote_code=trust_remote_code))
     return _shown(renderer, sft_row(row, "row") if method == "sft" else pair_row(row), method)
 
 
-def show_file(path: str, method: str, base: str, n: int) -> list[str]:
+def show_file(path: str, method: str, base: str, n: int, *, trust_remote_code: bool = False) -> list[str]:
     """Return the first `n` rows of a file as the model reads them, marked as in `show_row`."""
     from cai.model.fetch import resolve
 
-    renderer = Renderer(load_tokenizer(resolve(base)))
+    renderer = Renderer(load_tokenizer(resolve(base), trust_remote_code=trust_remote_code))
     rows = load_sft(path) if method == "sft" else load_pairs(path)
     return [_shown(renderer, row, method) for row in rows[:n]]
 

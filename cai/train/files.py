@@ -88,12 +88,14 @@ class TrainingFile(Section):
     """What to train; its settings stand under `train`."""
     base: str
     """The model to start from: an embedded name, a Hugging Face id or a local folder."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with `base` is run where it is loaded. It may do anything: read it before."""
     rows: str
     """A JSONL file of rows: a run's pairs, or any set that `cai data` made. For methods that sample, prompts:
     `{"id", "prompt": text or messages, "domain"}`."""
     held_out: str | None = None
-    """A file of pairs that a reward model is measured on, or of prompts whose answers the tripwires of a method that
-    samples look at; None measures nothing."""
+    """A file of pairs that a reward model is measured on, or of prompts whose answers the tripwires look at (`watch`);
+    None measures nothing."""
     constitution: str | None = None
     """The principles that reward answers (`checks_weight`, `judge_weight`) and that held-out answers are scored by."""
     judge: ModelSection | None = None
@@ -107,12 +109,22 @@ class TrainingFile(Section):
     train: TrainSection = TrainSection()
     """Settings by method, device and precision."""
 
+    @property
+    def asks(self) -> bool:
+        """Whether the method has prompts answered: to learn from the answers, or to watch them."""
+        return self.method in SAMPLING or getattr(getattr(self.train, self.method), "watch", None) is not None
+
     @model_validator(mode="after")
-    def _what_samples_has_its_own(self) -> TrainingFile:
-        if self.method not in SAMPLING:
-            given = [key for key in ("constitution", "judge") if getattr(self, key) is not None]
+    def _what_asks_has_its_own(self) -> TrainingFile:
+        if not self.asks:
+            known = ("constitution", "judge") if self.method == "reward" else ("constitution", "judge", "held_out")
+            given = [key for key in known if getattr(self, key) is not None]
             if given:
-                raise ValueError(f"method '{self.method}' asks nobody; leave out {' and '.join(given)}")
-        elif self.judge is not None and not self.judge.base_url:
+                watched = "" if self.method == "reward" else f", or set train.{self.method}.watch"
+                found = f"method '{self.method}' asks nobody; leave out {' and '.join(given)}"
+                raise ValueError(found + watched)
+        elif self.method not in SAMPLING and self.held_out is None:
+            raise ValueError(f"train.{self.method}.watch looks at answers to prompts; name a file of them in held_out")
+        if self.judge is not None and not self.judge.base_url:
             raise ValueError("a training file starts no judge; name servers that run already in judge.base_url")
         return self

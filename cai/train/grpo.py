@@ -17,23 +17,20 @@ from typing import Any
 from unittest import mock
 
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback
 
 from cai import canon
 from cai.config import GroupSection
 from cai.engine.local import Start
 from cai.errors import TrainError
 from cai.train import setup, telemetry
-from cai.train.batches import sft_batch
 from cai.train.data import Example
-from cai.train.heldout import Rendered
 from cai.train.job import Interrupted, OnStep, TrainResult
-from cai.train.policy import at_targets, entropy_of, reference_logps
 from cai.train.rewards import Source
-from cai.train.rollouts import InProcess, Rollout, sample, stop_tokens
+from cai.train.rollouts import InProcess, Rollout, stop_tokens
 from cai.train.trainer import Hooks, Progress, arguments, load_model, load_plain, lora_config
-from cai.train.tripwires import Trip, best, kl_ceiling, not_a_number, tripped
+from cai.train.tripwires import NotFinite, Trip
+from cai.train.watch import Watch
 
 # Where vLLM is installed, TRL would import it here, which takes longer than all the rest; we sample without it.
 with mock.patch("trl.import_utils.is_vllm_available", lambda *_, **__: False):
@@ -81,8 +78,13 @@ class _Sampling(Hooks):
         scored = self.ready.mix.score(rollouts)
         if all(total is None for total in scored.totals):
             raise TrainError(f"none of the {len(rollouts)} answers after step {self.state.global_step} could be scored")
+        if any(total is not None and not math.isfinite(total) for total in scored.totals):
+            # TRL would take it for a missing reward, and that for zero.
+            ids = ", ".join(sorted({rollout.row.id for rollout in rollouts}))
+            raise NotFinite("a reward", self.state.global_step + 1, f"the prompts of this batch: {ids}")
         n_failed = scored.totals.count(None)
         self.n_failed += n_failed
+        self._rows = row
         self.n_tokens_seen += sum(len(r.prompt_ids) + len(r.answer_ids) for r in rollouts)
         figures = {
             **telemetry.of_rewards(scored.by_source),
@@ -94,6 +96,16 @@ class _Sampling(Hooks):
         for name, value in figures.items():
             self._metrics["train"][name].append(value)
         return filled(scored.totals, row)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Return TRL's loss; NotFinite before anything is learnt from one that is no number."""
+        return self.checked(super().compute_loss(model, inputs, return_outputs, num_items_in_batch), inputs)
+
+    def examples_of(self, inputs: Any) -> list[Example]:
+        """As Hooks; TRL's batches do not say which prompts they answer, so these are all of the step."""
+        return [self.job.examples[i] for i in sorted(set(self._rows))]
 
     def log(self, logs: dict[str, float], *args: Any) -> None:
         """Hand on TRL's figures under the names that PPO's have. Its divergence is a mean over tokens."""
@@ -137,92 +149,6 @@ class CaiRLOOTrainer(_Sampling, RLOOTrainer):
     """TRL's RLOOTrainer (Ahmadian et al. 2024, 2402.14740)."""
 
 
-class _Watch(TrainerCallback):
-    """Looks at held-out answers, and stops TRL's loop where a wire is tripped."""
-
-    def __init__(self, trainer: _Sampling) -> None:
-        self.trainer, self.job = trainer, trainer.job
-        self.held_out = trainer.ready.held_out
-        self.trip: Trip | None = None
-        self.looks: list[dict[str, Any]] = []
-        self._kept = self.job.folder.state / "best.safetensors"
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Look at the untrained policy, or recall what was seen before the training was resumed."""
-        curve = self.job.folder.curve
-        rows = [canon.loads(line) for line in curve.read_bytes().splitlines()] if curve.exists() else []
-        seen = [row for row in rows if row["step"] <= state.global_step and "held_out_kl" in row]
-        self.looks = [{k.removeprefix("held_out_"): v for k, v in row.items()} for row in seen]
-        if not self.looks:
-            self.look(0)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Look where it is time to. The figures go into the step's own line of the curve."""
-        watch = self.job.settings.watch
-        if not logs or "loss" not in logs or watch is None:
-            return
-        if self.held_out and (state.global_step % watch.every == 0 or state.global_step == state.max_steps):
-            logs |= {f"held_out_{k}": v for k, v in self.look(state.global_step).items() if v is not None}
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(logs.get(name, 0.0)):
-                self.trip = self.trip or not_a_number(name, state.global_step)
-        self.trip = self.trip or kl_ceiling(logs.get("kl", 0.0), state.global_step, watch)
-        if self.trip:
-            control.should_training_stop = True
-
-    def look(self, step: int) -> dict[str, Any]:
-        """Return the figures of a look, and keep the weights where the judge has found none better."""
-        if self.held_out is None or self.job.settings.watch is None:
-            return {}
-        self.trainer.writer.update(step)
-        look = self.held_out.look(step, self._sample, self._measure)
-        self.looks.append(look)
-        self.trip = self.trip or tripped(self.looks, self.job.settings.watch)
-        if best(self.looks) == step:
-            save_file({k: v.detach().contiguous().cpu() for k, v in self._trained().items()}, self._kept)
-        told = {k: v for k, v in look.items() if k != "step"} | {"sqrt_kl": math.sqrt(max(0.0, look["kl"]))}
-        if step == 0:
-            telemetry.keep(self.job.folder.curve, {"step": 0, **{f"held_out_{k}": v for k, v in told.items()}})
-        return told
-
-    def _trained(self) -> dict[str, torch.Tensor]:
-        return {name: p for name, p in self.trainer.plain.named_parameters() if p.requires_grad}
-
-    @torch.no_grad()
-    def roll_back(self) -> int | None:
-        """As setup.Trainer."""
-        if (step := best(self.looks)) is None or not self._kept.exists():
-            return None
-        kept = load_file(self._kept)
-        for name, parameter in self._trained().items():
-            parameter.copy_(kept[name])
-        return step
-
-    def _sample(self, prompts: Sequence[Rendered], seeds: Sequence[int]) -> list[Rollout]:
-        trainer = self.trainer
-        return sample(
-            trainer.writer, prompts, seeds, trainer.max_completion_length, trainer.ready.renderer, trainer.stops
-        )
-
-    @torch.no_grad()
-    def _measure(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
-        plain, reference = self.trainer.plain, self.trainer.ref_model
-        knows_reference = reference is not None or self.job.settings.lora is not None
-        was_training = plain.training
-        plain.eval()
-        gaps, entropies = [], []
-        for rollout in rollouts:
-            example = Example(rollout.row.id, rollout.prompt_ids, [rollout.answer_ids])
-            batch = {k: v.to(plain.device) for k, v in sft_batch([example], 0).items()}
-            with self.trainer.accelerator.autocast():
-                at = at_targets(plain, batch)
-                before_M = reference_logps(plain, reference, batch) if knows_reference else at.logps_M
-            gaps.append(float((at.logps_M - before_M).sum()))
-            entropies += entropy_of(at.logps_MV).tolist()
-        plain.train(was_training)
-        return {"kl": fmean(gaps), "entropy": fmean(entropies)}
-
-
 class Group:
     """One training with TRL's loop, as setup.Trainer."""
 
@@ -240,7 +166,7 @@ class Group:
         }
         taken = {k: v for k, v in arguments(self.job).items() if k != "max_length"}
         self.trainer = kind(ready, config(**taken, **further))
-        self.watch = _Watch(self.trainer)
+        self.watch = Watch(self.trainer, settings.watch, ready.held_out, ready.renderer)
         for callback in (PrinterCallback, ProgressCallback):
             self.trainer.remove_callback(callback)
         self.trainer.add_callback(self.watch)
@@ -264,8 +190,14 @@ class Group:
     def run(self) -> None:
         """As setup.Trainer."""
         resume = self.job.resume
+        if resume:  # the answers that could not be scored before are told by the curve
+            rows = map(canon.loads, self.job.folder.curve.read_bytes().splitlines())
+            self.trainer.n_failed = int(sum(row.get("unscored", 0) for row in rows))
         try:
             self.trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        except NotFinite as error:
+            if not self.watch.takes(error):
+                raise
         except pickle.UnpicklingError as error:
             raise TrainError(
                 f"{resume}: holds more than numbers and was not loaded ({error}); remove it and run the "
@@ -293,6 +225,7 @@ def train_group(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    trust_remote_code: bool = False,
     on_step: OnStep | None = None,
     manifest: dict[str, Any] | None = None,
     stop: threading.Event | None = None,
@@ -309,6 +242,7 @@ def train_group(
         seed=seed,
         device=device,
         dtype=dtype,
+        trust_remote_code=trust_remote_code,
         on_step=on_step,
         stop=stop,
         spec=spec or {},

@@ -65,6 +65,8 @@ class Job:
     """Set from outside to stop after the step in progress."""
     resume: Path | None
     """The sealed state to go on from; None starts anew."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the base is run."""
 
     @property
     def steps(self) -> int:

@@ -12,14 +12,14 @@ END = "reward_end_token_id"
 """In the model's config: the token after which nothing is read, and at which the reward is; see cai.engine.reward."""
 
 
-def merge(out: str | Path, target: str | Path | None = None) -> Path:
+def merge(out: str | Path, target: str | Path | None = None, *, trust_remote_code: bool = False) -> Path:
     """Fold the adapter of a reward model's training into its base; return the folder, OUT/model unless named.
 
     Raises UserError where the training has no adapter, or several heads, which one reward cannot tell.
     """
     out = Path(out)
     target = Path(target) if target else out / "model"
-    loaded = RewardModel.load(out)
+    loaded = RewardModel.load(out, trust_remote_code=trust_remote_code)
     if loaded.n_heads != 1:
         raise UserError(f"{out}: has {loaded.n_heads} heads, expected one; train with heads: 1 to serve one reward")
     if not hasattr(loaded.model, "merge_and_unload"):

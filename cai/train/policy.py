@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from cai.train.batches import IGNORE, Batch
+from cai.train.sharding import parted
 
 
 class Told(NamedTuple):
@@ -64,7 +65,7 @@ class Policy(nn.Module):
         if self.critic is not None:
             out = self.critic(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
             hidden_MH = out.last_hidden_state[batch["targets"] != IGNORE]
-        values_M = self.value(hidden_MH.float()).squeeze(-1)
+        values_M = self.value(hidden_MH.to(self.value.weight.dtype)).float().squeeze(-1)
         logps_MV = at.logps_MV if self._learns_entropy else at.logps_MV.detach()
         return Told(at.logps_M, values_M, entropy_of(logps_MV) if entropy else None)
 
@@ -84,7 +85,7 @@ class Policy(nn.Module):
         """Take over weights that `trained` gave. Raises KeyError or RuntimeError where they are another policy's."""
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(weights[name])
+                parameter.copy_(parted(weights[name], parameter))
 
 
 @torch.no_grad()

@@ -35,10 +35,11 @@ from transformers import AutoModel
 
 from cai import canon
 from cai.config import EngineSection, KlSection, PpoSection
-from cai.errors import TrainError
+from cai.errors import TrainError, UserError
 from cai.manifest import write_atomically
 from cai.train import setup, telemetry
 from cai.train.adapters import in_place
+from cai.train.admit import sharding
 from cai.train.batches import Batch, sft_batch
 from cai.train.data import Example
 from cai.train.heldout import Rendered
@@ -47,8 +48,9 @@ from cai.train.policy import Policy, Told, answer_mask, reference_logps, spread
 from cai.train.rewards import Scored, Source
 from cai.train.rollouts import InProcess, Rollout, Writer, sample, stop_tokens
 from cai.train.served import Served, loads_adapter
+from cai.train.sharding import full, gathered, restore, shard, state_of, whole
 from cai.train.trainer import checkpoints, load_model, load_plain, lora_config
-from cai.train.tripwires import Trip, best, kl_ceiling, not_a_number, tripped
+from cai.train.tripwires import NotFinite, Trip, best, goes_back, kl_ceiling, tripped
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
@@ -197,6 +199,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    trust_remote_code: bool = False,
     on_step: OnStep | None = None,
     manifest: dict[str, Any] | None = None,
     stop: threading.Event | None = None,
@@ -218,6 +221,7 @@ def train(
         seed=seed,
         device=device,
         dtype=dtype,
+        trust_remote_code=trust_remote_code,
         on_step=on_step,
         stop=stop,
         spec=spec or {},
@@ -242,7 +246,7 @@ class Ppo:
         torch.manual_seed(self.job.seed)
         model = load_model(self.job)
         adapter = lora_config(self.job.settings)
-        self.reference = None if adapter else load_model(self.job).to(self.accelerator.device).requires_grad_(False)
+        self.reference = None if adapter else load_model(self.job).requires_grad_(False)
         if adapter:
             from peft import get_peft_model
 
@@ -251,10 +255,15 @@ class Ppo:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         critic = self._critic() if self.ppo.critic == "separate" else None
         self.policy = Policy(model, critic, learns_entropy=self.ppo.entropy_weight > 0)
+        self.is_sharded = sharding() is not None
+        if self.is_sharded:
+            self._shard()
+        if self.reference is not None:
+            self.reference.to(self.accelerator.device)
         self.policy.to(self.accelerator.device).train()
         self.optimizer = torch.optim.AdamW(self._groups(), eps=1e-5, weight_decay=0.0)
         # Not the optimizer: wrapped, it would skip its steps where an earlier training of this process ended badly.
-        self.wrapped = self.accelerator.prepare(self.policy)
+        self.wrapped = self.policy if self.is_sharded else self.accelerator.prepare(self.policy)
         self.stops = stop_tokens(model, self.renderer)
         self.writer = self._writer(ready.spec.get("engine") or {})
         self.betas = {"": self.ppo.kl.beta, **self.ppo.kl.by_domain}
@@ -264,9 +273,28 @@ class Ppo:
         self.step_done = 0
         self._kept: tuple[list[int], Told] | None = None
 
+    def _shard(self) -> None:
+        """Leave this process its part of policy, critic and reference."""
+        if self.ppo.rollouts == "vllm":
+            raise UserError(
+                "train.ppo.rollouts: 'vllm' is given whole weights at every step, and FSDP holds them in parts; set it "
+                "to in_process, or launch with configs/accelerate/ddp.yaml"
+            )
+        layers = set(self.policy.model._no_split_modules or ())
+        for model in (self.policy, self.reference):
+            if model is not None:
+                shard(model, layers, self.job.device, in_bf16=self.job.dtype == "bfloat16")
+        with torch.no_grad(), self.accelerator.autocast():  # the outermost part has to be the first to be asked
+            self.policy(self._batch_of([Example("", [0], [[0]])]))
+
     def _critic(self) -> Any:
         """Return the backbone of a critic of its own: the base once more, trained in the way the policy is."""
-        critic = AutoModel.from_pretrained(self.job.base, dtype=torch.float32, use_safetensors=True)
+        critic = AutoModel.from_pretrained(
+            self.job.base,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=self.job.trust_remote_code,
+        )
         adapter = lora_config(self.job.settings)
         if adapter is None:
             return critic
@@ -287,7 +315,8 @@ class Ppo:
     def _writer(self, engine: Mapping[str, Any]) -> Writer:
         """Return who samples; `engine` is the run's section."""
         served = self.ppo.rollouts == "vllm"
-        plain = None if served and loads_adapter(self.job) else load_plain(self.job)
+        goes_without = self.is_sharded or (served and loads_adapter(self.job))
+        plain = None if goes_without else load_plain(self.job)
         if plain is not None:
             plain.to(self.accelerator.device).requires_grad_(False)
         writer = InProcess(self.policy.model, self.stops, plain)
@@ -305,7 +334,7 @@ class Ppo:
         try:
             self._steps()
         except NotFinite as error:
-            if best(self.looks) is None or not self.ppo.watch or self.ppo.watch.on_trip == "stop":
+            if not goes_back(self.looks, self.ppo.watch, self.accelerator.num_processes):
                 raise
             self.trip = error.trip
         finally:
@@ -369,14 +398,16 @@ class Ppo:
 
     # -- sample and score --------------------------------------------------------------------------------------------
 
-    def _sample(self, prompts: Sequence[Rendered], seeds: Sequence[int]) -> list[Rollout]:
+    def _sample(self, prompts: Sequence[Rendered], seeds: Sequence[int], longest: int | None = None) -> list[Rollout]:
         """Return an answer to every prompt."""
+        longest = longest or self.ppo.max_new_tokens
 
         def mine(items: Sequence[tuple[Rendered, int]]) -> list[Rollout]:
             rows, drawn = [prompt for prompt, _ in items], [seed for _, seed in items]
-            return sample(self.writer, rows, drawn, self.ppo.max_new_tokens, self.renderer, self.stops)
+            return sample(self.writer, rows, drawn, longest, self.renderer, self.stops)
 
-        return self._shared(list(zip(prompts, seeds, strict=True)), mine)
+        with whole(self.policy):
+            return self._shared(list(zip(prompts, seeds, strict=True)), mine)
 
     def _score(self, rollouts: list[Rollout], step: int) -> Scored:
         """Return what the answers are worth. Raises TrainError where not one of them could be scored."""
@@ -450,7 +481,8 @@ class Ppo:
         kept = [i for i, total in enumerate(scored.totals) if total is not None]
         rows = [rollouts[i] for i in kept]
         first = self._first(step, rows)
-        looked = self._shared(rows, lambda items: self._look_again(items, first))
+        with whole(self.policy, self.reference):
+            looked = self._shared(rows, lambda items: self._look_again(items, first))
         mask_BL = answer_mask([len(row.answer_ids) for row in rows])
         logps_BL, values_BL, entropy_BL, reference_BL = (
             spread(torch.cat([getattr(each, name) for each in looked]), mask_BL) for name in Looked._fields
@@ -473,7 +505,9 @@ class Ppo:
         )
 
     def _tensors(self, rollouts: Sequence[Rollout]) -> Batch:
-        examples = [Example(r.row.id, r.prompt_ids, [r.answer_ids]) for r in rollouts]
+        return self._batch_of([Example(r.row.id, r.prompt_ids, [r.answer_ids]) for r in rollouts])
+
+    def _batch_of(self, examples: list[Example]) -> Batch:
         batch = sft_batch(examples, self.renderer.tokenizer.pad_token_id)
         return {k: v.to(self.accelerator.device) for k, v in batch.items()}
 
@@ -522,15 +556,18 @@ class Ppo:
         batches += [([rows[0]], 0.0)] * (n_backward - len(batches))
         for at, (numbers, weight) in enumerate(batches):
             last = at == len(batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+            if self.is_sharded:
+                self.policy.set_requires_gradient_sync(last)
+            with nullcontext() if last or self.is_sharded else self.accelerator.no_sync(self.wrapped):
                 loss = self._loss(memory, numbers, weight, sums) / n_tokens * n  # gradients are averaged over processes
                 if not torch.isfinite(loss):
                     ids = ", ".join(memory.rollouts[i].row.id for i in numbers)
-                    raise NotFinite("the loss", step, ids)
+                    raise NotFinite("the loss", step, f"the prompts of this batch: {ids}")
                 self.accelerator.backward(loss)
-        norm = float(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.ppo.max_grad_norm))
+        norm = float(full(torch.nn.utils.clip_grad_norm_(self.wrapped.parameters(), self.ppo.max_grad_norm)))
         if not math.isfinite(norm):
-            raise NotFinite("the gradient", step, ", ".join(memory.rollouts[i].row.id for i in rows))
+            ids = ", ".join(memory.rollouts[i].row.id for i in rows)
+            raise NotFinite("the gradient", step, f"the prompts of this batch: {ids}")
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
@@ -600,10 +637,11 @@ class Ppo:
         if self.held_out is None or watch is None or (step % watch.every and step != self.job.steps):
             return {}
         self.writer.update(step)
-        look = self.held_out.look(step, self._sample, self._divergence)
+        longest = self.held_out.max_new_tokens
+        look = self.held_out.look(step, lambda rows, seeds: self._sample(rows, seeds, longest), self._divergence)
         self.looks.append(look)
         self.trip = self.trip or tripped(self.looks, watch)
-        if best(self.looks) == step:
+        if best(self.looks, self.trip) == step:
             self._keep_best(step)
         told = {f"held_out_{k}": v for k, v in look.items() if k != "step"}
         told["held_out_sqrt_kl"] = math.sqrt(max(0.0, look["kl"]))
@@ -612,7 +650,8 @@ class Ppo:
         return told
 
     def _divergence(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
-        looked = self._shared(rollouts, self._look_again)
+        with whole(self.policy, self.reference):
+            looked = self._shared(rollouts, self._look_again)
         entropy = torch.cat([each.entropy for each in looked])
         return {
             "kl": fmean(float((each.logps - each.reference).sum()) for each in looked),
@@ -620,18 +659,19 @@ class Ppo:
         }
 
     def _keep_best(self, step: int) -> None:
+        trained = gathered(self.policy.trained(), keep=self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
             part = self.job.folder.state / "best.part"
-            save_file({k: v.contiguous().cpu() for k, v in self.policy.trained().items()}, part, {"step": str(step)})
+            save_file(trained, part, {"step": str(step)})
             part.rename(self.job.folder.state / "best.safetensors")
 
     def roll_back(self) -> int | None:
         """Take back the weights that the judge scored best; return their step, or None where nobody scored."""
         self.accelerator.wait_for_everyone()
         kept = self.job.folder.state / "best.safetensors"
-        if (step := best(self.looks)) is None or not kept.exists():
+        if (step := best(self.looks, self.trip)) is None or not kept.exists():
             return None
-        self.policy.restore({k: v.to(self.accelerator.device) for k, v in load_file(kept).items()})
+        self.policy.restore(load_file(kept))
         return step
 
     # -- tell, save, resume ------------------------------------------------------------------------------------------
@@ -645,14 +685,16 @@ class Ppo:
 
     def _save(self, step: int) -> None:
         """Write the resume state: trained weights, optimizer, betas and looks; sealed last."""
+        is_main = self.accelerator.is_main_process
+        trained, optimizer = gathered(self.policy.trained(), keep=is_main), state_of(self.optimizer, keep=is_main)
         self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
+        if not is_main:
             return
         state = self.job.folder.state / f"checkpoint-{step}"
         shutil.rmtree(state, ignore_errors=True)
         state.mkdir()
-        save_file({k: v.contiguous().cpu() for k, v in self.policy.trained().items()}, state / "policy.safetensors")
-        torch.save(self.optimizer.state_dict(), state / "optimizer.pt")
+        save_file(trained, state / "policy.safetensors")
+        torch.save(optimizer, state / "optimizer.pt")
         loop = {
             "step": step,
             "betas": self.betas,
@@ -665,35 +707,25 @@ class Ppo:
 
     def _load(self, state: Path) -> None:
         try:
-            optimizer = torch.load(state / "optimizer.pt", weights_only=True, map_location=self.accelerator.device)
+            optimizer = torch.load(state / "optimizer.pt", weights_only=True, map_location="cpu")
         except pickle.UnpicklingError as error:
             raise TrainError(
                 f"{state}: holds more than numbers and was not loaded ({error}); remove {state} and run "
                 "the same command again"
             ) from error
-        self.policy.restore(
-            {k: v.to(self.accelerator.device) for k, v in load_file(state / "policy.safetensors").items()}
-        )
-        self.optimizer.load_state_dict(optimizer)
+        self.policy.restore(load_file(state / "policy.safetensors"))
+        restore(self.optimizer, optimizer)
         loop = json.loads((state / "loop.json").read_text(encoding="utf-8"))
         self.step_done, self.betas, self.looks = loop["step"], loop["betas"], loop["looks"]
         self.n_failed, self.trip = loop["n_failed"], Trip(**loop["trip"]) if loop["trip"] else None
 
     def save_weights(self, part: Path) -> None:
         """Write what was trained, as an adapter or a model, with the tokenizer."""
-        self.policy.model.save_pretrained(part)
-        self.renderer.tokenizer.save_pretrained(part)
+        trained = gathered(self.policy.trained(), keep=self.accelerator.is_main_process)
+        if self.accelerator.is_main_process:
+            weights = {k.removeprefix("model."): v for k, v in trained.items() if k.startswith("model.")}
+            self.policy.model.save_pretrained(part, state_dict=weights if self.is_sharded else None)
+            self.renderer.tokenizer.save_pretrained(part)
 
     def _hash(self, *parts: object) -> int:
         return canon.seed_of(self.job.seed, *parts)
-
-
-class NotFinite(TrainError):
-    """A figure of training was NaN or infinite; no step was taken with it."""
-
-    def __init__(self, what: str, step: int, ids: str) -> None:
-        super().__init__(
-            f"{what} is not finite at step {step}; the prompts of this batch: {ids}. lower learning_rate, "
-            "or look at these prompts"
-        )
-        self.trip = not_a_number(what, step)

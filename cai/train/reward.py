@@ -22,6 +22,7 @@ from cai import canon
 from cai.config import RewardSection
 from cai.errors import UserError
 from cai.manifest import write_atomically
+from cai.model.code import asked_for
 from cai.train import losses, session
 from cai.train.batches import Batch, scores_by_arm, shared_answers, stacked_answers
 from cai.train.data import Example
@@ -42,7 +43,8 @@ class CaiRewardTrainer(Hooks, RewardTrainer):
         n_heads = len(self.principles) or int(job.settings.heads)
         self._targets_NK, self._weights_NK = targets(job.examples, self.principles, n_heads, job.seed)
         set_seed(job.seed)  # the heads are drawn before TRL would set it
-        model = load_scorer(job.base, n_heads, weight_dtype(job), quantization(job))
+        how = {"quantized": quantization(job), "trust_remote_code": job.trust_remote_code}
+        model = load_scorer(job.base, n_heads, weight_dtype(job), **how)
         self._layout = shared_answers if shares_prompts(model, job.examples, tokenizer) else stacked_answers
         model.config.num_labels = 1  # TRL insists on one label; the head keeps its width
         super().__init__(
@@ -157,15 +159,17 @@ def targets(
     return target_NK.contiguous(), weight_NK / counted.mean()
 
 
-def load_scorer(base: str, n_heads: int, dtype: torch.dtype, quantized: Any = None) -> Any:
+def load_scorer(
+    base: str, n_heads: int, dtype: torch.dtype, quantized: Any = None, *, trust_remote_code: bool = False
+) -> Any:
     """Return a model that gives `n_heads` scores wherever an answer `ends`, heads drawn anew unless it has them."""
-    with suppress_seqcls_warning():
+    with suppress_seqcls_warning(), asked_for(base):
         model = AutoModelForSequenceClassification.from_pretrained(
             base,
             num_labels=n_heads,
             dtype=dtype,
             use_safetensors=True,
-            trust_remote_code=False,
+            trust_remote_code=trust_remote_code,
             quantization_config=quantized,
         )
     model.config.use_cache = False

@@ -25,9 +25,11 @@ from cai.engine.client import Client, served_name
 from cai.engine.model import Model, ScoreGroup
 from cai.engine.transport import Endpoint
 from cai.errors import UserError
+from cai.model.code import asked_for
 from cai.model.fetch import resolve
 from cai.records import Message
 from cai.stages.judge.grades import SCALE, expected
+from cai.stages.judge.readings import why_invalid
 from cai.store.calls import Answer, Recorded, Tally
 from cai.store.store import Store
 from cai.templates import Fence, Templates, neutralise, transcript
@@ -96,7 +98,7 @@ class RewardModel:
     def __init__(self, folders: Sequence[str], settings: RewardMix, device: str) -> None:
         self.id = canon.content_id("reward_models", [content_of(folder) for folder in folders])
         self._settings = settings
-        self._members = [_Member(folder, device) for folder in folders]
+        self._members = [_Member(folder, device, settings.trust_remote_code) for folder in folders]
         for member in self._members:  # a weight without its head is told now, and not after the first answers
             if settings.weights or member.principles:
                 weighed(torch.zeros(1, len(member.principles)), member.principles, settings.weights)
@@ -115,9 +117,9 @@ class RewardModel:
 class _Member:
     """One reward model with its own tokenizer and chat template."""
 
-    def __init__(self, folder: str, device: str) -> None:
-        model, self.principles = _classifier(folder, torch.float32 if device == "cpu" else torch.bfloat16)
-        self._renderer = Renderer(load_tokenizer(folder))
+    def __init__(self, folder: str, device: str, trusted: bool) -> None:
+        model, self.principles = _classifier(folder, torch.float32 if device == "cpu" else torch.bfloat16, trusted)
+        self._renderer = Renderer(load_tokenizer(folder, trust_remote_code=trusted))
         self._pad = self._renderer.tokenizer.pad_token_id
         model.config.get_text_config().pad_token_id = model.config.pad_token_id = self._pad
         self._model = model.to(device).eval().requires_grad_(False)
@@ -158,7 +160,7 @@ class _Member:
         return self._renderer.prompt(rollout.row.messages) + (answer or self._renderer.end_ids)
 
 
-def _classifier(folder: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
+def _classifier(folder: str, dtype: torch.dtype, trusted: bool) -> tuple[Any, list[str]]:
     """Return the classifier of a folder, and the principles that its heads stand for if they do.
 
     The folder holds a whole model, or an adapter on the base that its checkpoint names. Only a checkpoint that was
@@ -178,7 +180,10 @@ def _classifier(folder: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
         check_whole(out, said)
     check_base(source)
     heads = {"num_labels": said["reward"]["heads"]} if said.get("reward") else {}
-    model = AutoModelForSequenceClassification.from_pretrained(source, dtype=dtype, use_safetensors=True, **heads)
+    with asked_for(source):
+        model = AutoModelForSequenceClassification.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=trusted, **heads
+        )
     if model.config.num_labels != 1 and not heads:
         raise UserError(
             f"'{folder}': a reward model has one label, found {model.config.num_labels}; name a folder that "
@@ -297,13 +302,10 @@ class Judge:
 
 def expected_score(answer: Answer, most_outside: float) -> float | None:
     """Return the expectation over the scale, moved from 1…9 to -1…1; None for a reply that cannot be read."""
-    reply = answer.reply
-    if reply.error or not reply.logprobs or not all(map(math.isfinite, reply.logprobs.values())):
-        return None
-    if reply.outside is not None and reply.outside > most_outside:
+    if why_invalid(answer.reply, SCALE, most_outside) is not None:
         return None
     middle, reach = (len(SCALE) + 1) / 2, (len(SCALE) - 1) / 2
-    return (expected(reply) - middle) / reach
+    return (expected(answer.reply) - middle) / reach
 
 
 def open_sources(settings: RewardMix, spec: Mapping[str, Any], device: str, keep: Path) -> list[tuple[Source, float]]:
@@ -342,7 +344,8 @@ async def _open(spec: Mapping[str, Any]) -> tuple[Model, list[Endpoint]]:
     if not section.base_url:
         from cai.engine.local import LocalModel
 
-        return LocalModel.load(resolve(str(section.checkpoint)), engine, identity=spec["identity"]), []
+        how = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
+        return LocalModel.load(resolve(str(section.checkpoint)), engine, identity=spec["identity"], **how), []
     key = os.environ.get(section.api_key_env) if section.api_key_env else None
     endpoints = [Endpoint(url, engine, api_key=key) for url in section.base_url]
     for endpoint in endpoints:
@@ -352,7 +355,7 @@ async def _open(spec: Mapping[str, Any]) -> tuple[Model, list[Endpoint]]:
     if spec["tokens"] == "bytes":
         tokens = ByteTokens(max_len=engine.max_model_len)
     elif spec["tokens"]:
-        tokens = Tokens.load(spec["tokens"])
+        tokens = Tokens.load(spec["tokens"], section.revision, trust_remote_code=section.trust_remote_code)
         limits = [n for n in (tokens.max_len, length) if n]
         tokens.max_len = min(limits) if limits else None
     return Client(endpoints, engine, identity=spec["identity"], name=name, tokenizer=tokens), endpoints

@@ -165,7 +165,8 @@ class InProcess:
     def update(self, step: int) -> None:
         """Merge the adapter as it is now."""
         for layer, plain in self._merged:
-            plain.weight.data = layer.base_layer.weight + layer.get_delta_weight("default")
+            base = layer.base_layer.weight  # in bfloat16 on a GPU, where the adapter stays in float32
+            plain.weight.data = (base + layer.get_delta_weight("default")).to(base.dtype)
 
     def write(self, starts: Sequence[Start], max_new_tokens: int) -> list[list[int]]:
         """As Writer; prompts of like length are written side by side."""

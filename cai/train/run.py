@@ -1,11 +1,11 @@
 """Trains in a process of its own: `python -m cai.train.run SPEC`, also under `accelerate launch -m`.
 
 SPEC is a training file (YAML, see cai.train.files) or what a run writes: JSON that holds method (`sft`, `dpo`,
-`reward`, `ppo`, `grpo` or `rloo`), rows, base, out, settings, and may hold seed, device, dtype, held_out, manifest and
-track (where else curves are shown). Methods that sample take further: constitution (a file), held_out (a file of
-prompts), engine, and judge (model, engine, identity, tokens, templates, near, max_outside_mass, sleeps; see
-`cai.pipeline.rewarding`). Every line on standard output is a JSON object: a step of the curve, then `{"done": …}` or
-`{"error": …}`; what libraries print goes to standard error.
+`reward`, `ppo`, `grpo` or `rloo`), rows, base, out, settings, and may hold seed, device, dtype, trust_remote_code,
+held_out, manifest and track (where else curves are shown). Methods that sample, or have `watch` set, take further:
+constitution (a file), held_out (a file of prompts), engine, and judge (model, engine, identity, tokens, templates,
+near, max_outside_mass, sleeps; see `cai.pipeline.rewarding`). Every line on standard output is a JSON object: a step of
+the curve, then `{"done": …}` or `{"error": …}`; what libraries print goes to standard error.
 
 Exit codes: 0 done, 1 training failed, 2 the input cannot be used, 130 stopped by SIGINT or SIGTERM with its state
 saved. The same command goes on from the last saved state. On Linux the process is killed when its parent dies; the
@@ -27,7 +27,6 @@ from typing import Any, TextIO
 
 from cai import shipped, yamlfile
 from cai.config import (
-    SAMPLING,
     DpoSection,
     GroupSection,
     JudgeSection,
@@ -37,6 +36,7 @@ from cai.config import (
     TrainerSection,
 )
 from cai.errors import CaiError, UserError
+from cai.model import code
 from cai.model.fetch import resolve
 from cai.train.files import TrainingFile
 
@@ -95,7 +95,7 @@ def spec_of(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the spec of a training file. Raises what names every problem in it."""
     file = yamlfile.load(path, TrainingFile, overrides=list(overrides)).value
     near = path.resolve().parent
-    spec = {key: getattr(file, key) for key in ("method", "base", "out", "seed")}
+    spec = {key: getattr(file, key) for key in ("method", "base", "trust_remote_code", "out", "seed")}
     return spec | {
         "rows": str(shipped.find(file.rows, near=near)),
         "held_out": str(shipped.find(file.held_out, near=near)) if file.held_out else None,
@@ -103,12 +103,12 @@ def spec_of(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "device": file.train.device,
         "dtype": file.train.dtype,
         "track": list(file.train.track),
-        **(_sampling(file, near) if file.method in SAMPLING else {}),
+        **(_asking(file, near) if file.asks else {}),
     }
 
 
-def _sampling(file: TrainingFile, near: Path) -> dict[str, Any]:
-    """Return what the spec of a method that samples holds further."""
+def _asking(file: TrainingFile, near: Path) -> dict[str, Any]:
+    """Return what the spec of a method that answers prompts holds further."""
     engine, judge = file.engine.model_dump(mode="json"), None
     if file.judge is not None:
         tokenizer = file.judge.tokenizer or file.judge.checkpoint
@@ -134,6 +134,8 @@ def train_with(spec: dict[str, Any], tell: Callable[[dict[str, Any]], None], sto
     """Return the TrainResult of a spec, telling `tell` and the trackers that it names of every step."""
     from cai.train.telemetry import Trackers
 
+    if spec.get("trust_remote_code"):
+        print(code.said(spec["base"]), file=sys.stderr)
     shown = Trackers(spec.get("track", ()), Path(spec["out"]).name, Path(spec["out"]) / "trackers")
 
     def on_step(row: dict[str, Any]) -> None:
@@ -156,10 +158,11 @@ def _train(spec: dict[str, Any], on_step: Callable[[dict[str, Any]], None], stop
         seed=spec.get("seed", 0),
         device=spec.get("device", "auto"),
         dtype=spec.get("dtype", "auto"),
+        trust_remote_code=spec.get("trust_remote_code", False),
         manifest=spec.get("manifest"),
         on_step=on_step,
         stop=stop,
-        **({"spec": spec} if spec["method"] in SAMPLING else {"held_out": spec.get("held_out")}),
+        **({"held_out": spec.get("held_out")} if spec["method"] == "reward" else {"spec": spec}),
     )
 
 

@@ -37,11 +37,19 @@ class RewardModel:
     """Names of the heads where each stands for a principle, else empty."""
 
     @classmethod
-    def load(cls, out: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> RewardModel:
+    def load(
+        cls,
+        out: str | Path,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        trust_remote_code: bool = False,
+    ) -> RewardModel:
         """Return the reward model of a finished training's folder.
 
         Raises UserError where there is none or it was trained from another base than the one found, TrainError where
-        the checkpoint is damaged. Weights are read as safetensors only.
+        the checkpoint is damaged. Weights are read as safetensors only; that its training ran code which came with the
+        base is no leave to run it here.
         """
         out = Path(out)
         manifest = _manifest(out)
@@ -49,11 +57,12 @@ class RewardModel:
         base = resolve(manifest["base"])
         if kind == "adapter":
             check_fits(out, manifest, base)
-            model = load_scorer(base, heads["heads"], dtype)
+            model = load_scorer(base, heads["heads"], dtype, trust_remote_code=trust_remote_code)
             model = _with_adapter(model, out / "adapter")
         else:
-            model = load_scorer(str(out / "model"), heads["heads"], dtype)
-        tokenizer = load_tokenizer(str(out / kind) if (out / kind / "tokenizer.json").exists() else base)
+            model = load_scorer(str(out / "model"), heads["heads"], dtype, trust_remote_code=trust_remote_code)
+        has_tokenizer = (out / kind / "tokenizer.json").exists()
+        tokenizer = load_tokenizer(str(out / kind) if has_tokenizer else base, trust_remote_code=trust_remote_code)
         model.to(device).eval()
         return cls(model, Renderer(tokenizer), heads["heads"], heads["principles"])
 
@@ -93,9 +102,9 @@ class Ensemble:
     """The members' models."""
 
     @classmethod
-    def load(cls, outs: Sequence[str | Path], *, device: str = "cpu") -> Ensemble:
+    def load(cls, outs: Sequence[str | Path], *, device: str = "cpu", trust_remote_code: bool = False) -> Ensemble:
         """Return the models of these folders. Raises UserError where their heads stand for different principles."""
-        models = [RewardModel.load(out, device=device) for out in outs]
+        models = [RewardModel.load(out, device=device, trust_remote_code=trust_remote_code) for out in outs]
         for out, model in zip(outs, models, strict=True):
             if model.principles != models[0].principles:
                 raise UserError(

@@ -63,6 +63,7 @@ class Served:
             run_dir=out / f"process-{self._me}" if self._me else out,
             name="rollouts",
             identity="policy in training",
+            trust_remote_code=self._job.trust_remote_code,
             adapter_rank=lora.r if self._hot and lora else None,
             sleeps=self._shares_gpu,
         )

@@ -7,8 +7,8 @@ import pickle
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,15 @@ from cai import canon
 from cai.config import RewardSection, TrainerSection
 from cai.errors import TrainError, UserError
 from cai.model.fetch import resolve
-from cai.train.admit import check_base, check_examples
+from cai.train import setup
+from cai.train.admit import check_base, check_examples, check_not_sharded, check_room
 from cai.train.checkpoint import Folder, content_of
 from cai.train.data import Example, Renderer, load_tokenizer, pair_set_id, tokenise, training_order
 from cai.train.job import Interrupted, Job, OnStep, TrainResult, pick_device, pick_dtype
 from cai.train.rows import PairRow, load_pairs, load_sft
 from cai.train.trainer import Progress
+from cai.train.tripwires import NotFinite, ending
+from cai.train.watch import Watch
 
 Build = Callable[[Job, Any], Any]
 """Makes a method's trainer from a job and the tokenizer."""
@@ -42,20 +45,26 @@ def train(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    trust_remote_code: bool = False,
     on_step: OnStep | None = None,
     manifest: dict[str, Any] | None = None,
     held_out: str | Path | None = None,
     stop: threading.Event | None = None,
+    spec: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Train `base` on the rows and return the checkpoint, which may have been there already.
 
     `base` is an embedded name, a local folder or a hub id; `manifest` is added to the checkpoint's manifest; `held_out`
-    is a file of pairs that a reward model is measured on. Raises UserError for input that cannot be used, TrainError
-    where training cannot go on, Interrupted once `stop` is set.
+    is a file of pairs that a reward model is measured on; `spec` tells where held-out prompts, constitution and judge
+    are for the tripwires of the other methods (see cai.train.run). Raises UserError for input that cannot be used,
+    TrainError where training cannot go on, Interrupted once `stop` is set.
     """
     began = time.monotonic()
     device = pick_device(device)
     process = PartialState(cpu=device == "cpu")
+    spec, watch = spec or {}, getattr(settings, "watch", None)
+    if watch:
+        check_not_sharded(method, f" with train.{method}.watch")
     rows = load_sft(rows_path) if method == "sft" else load_pairs(rows_path)
     path = resolve(base)
     check_base(path)
@@ -63,6 +72,7 @@ def train(
         "method": method,
         "base": base,
         "base_id": content_of(path),
+        "trust_remote_code": trust_remote_code,
         "settings": settings.model_dump(mode="json"),
         "rows_id": _id_of(Path(rows_path)),
         "pair_set_id": pair_set_id([row.id for row in rows]),
@@ -74,13 +84,24 @@ def train(
     if held_out:
         fingerprint["held_out_id"] = _id_of(Path(held_out))
     folder = Folder(Path(out), fingerprint)
-    with folder.owned() if process.is_main_process else nullcontext():
+    with ExitStack() as stack:
+        if process.is_main_process:
+            stack.enter_context(folder.owned())
+        referees = setup.find_referees(watch, spec, (), setup.calls(folder.out))
+        stack.callback(setup.close_all, referees)
+        if watch:
+            folder.fingerprint["referees"] = {source.name: getattr(source, "id", None) for source in referees}
         if done := folder.finished():
             return TrainResult(folder.out / done["kind"], done, reused=True)
-        tokenizer = load_tokenizer(path)
-        examples, dropped = tokenise(rows, Renderer(tokenizer), settings.max_length)
-        check_examples(examples, path, settings)
-        measured = _measured(kept_out, Renderer(tokenizer), settings.max_length, held_out)
+        tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+        renderer = Renderer(tokenizer)
+        examples, dropped = tokenise(rows, renderer, settings.max_length)
+        check_examples(examples, path, settings, trust_remote_code=trust_remote_code)
+        measured = _measured(kept_out, renderer, settings.max_length, held_out)
+        looked_at = setup.find_held_out(settings, spec, renderer, None, referees, seed) if watch else None
+        if looked_at:
+            asked = [(row.id, len(ids)) for row, ids in looked_at.prompts]
+            check_room(asked, path, looked_at.max_new_tokens, trust_remote_code=trust_remote_code)
         opened: list[Any] = [None, None]
         if process.is_main_process:
             opened = list(folder.open_state(lambda: {"dtype": pick_dtype(dtype, device)}))
@@ -97,9 +118,12 @@ def train(
             on_step=on_step,
             stop=stop or threading.Event(),
             resume=resume,
+            trust_remote_code=trust_remote_code,
         )
         trainer = build(job, tokenizer)
-        _run(job, trainer)
+        watcher = Watch(trainer, watch, looked_at, renderer) if watch else None
+        _run(job, trainer, watcher)
+        tripped = ending(watcher.trip, watch, trainer.state.global_step, watcher.roll_back) if watcher else None
         if measured:
             trainer.held_out(measured, folder.out)
         part = _save_weights(job, trainer)
@@ -110,7 +134,8 @@ def train(
             "n_rows": len(rows),
             "n_held_out": len(measured),
             "dropped": dropped,
-            "steps": job.steps,
+            "steps": trainer.state.global_step,
+            "tripped": tripped,
             "device": device,
             "dtype": job.dtype,
             "wall_s": round(time.monotonic() - began, 1),
@@ -145,19 +170,24 @@ def _id_of(rows: Path) -> str:
     return canon.id_of_bytes(b"".join(file.read_bytes() for file in files))
 
 
-def _run(job: Job, trainer: Any) -> None:
-    """Train to the last step. Raises Interrupted where a stop was asked for before."""
+def _run(job: Job, trainer: Any, watcher: Watch | None) -> None:
+    """Train to the last step, or until a wire is tripped. Raises Interrupted where a stop was asked for before."""
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
+    if watcher:
+        trainer.add_callback(watcher)
     trainer.add_callback(Progress(job, lambda: trainer.n_tokens_seen))
     try:
         trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
+    except NotFinite as error:
+        if not (watcher and watcher.takes(error)):
+            raise
     except pickle.UnpicklingError as error:
         raise TrainError(
             f"{job.resume}: holds more than numbers and was not loaded ({error}); remove {job.resume} and "
             "run the same command again"
         ) from error
-    if trainer.state.global_step < job.steps:
+    if trainer.state.global_step < job.steps and not (watcher and watcher.trip):
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {job.steps}; the same command goes on there")
 
 
@@ -173,5 +203,6 @@ def _save_weights(job: Job, trainer: Any) -> Path:
 
 
 def _curve_ends(curve: Path) -> dict[str, float | None]:
-    losses = [json.loads(line)["loss"] for line in curve.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in curve.read_text(encoding="utf-8").splitlines()]
+    losses = [row["loss"] for row in rows if row["step"]]
     return {"loss_first": losses[0], "loss_last": losses[-1]} if losses else {}

@@ -20,20 +20,21 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from cai import canon
-from cai.config import RlSection
+from cai.config import RlSection, WatchSection
+from cai.errors import UserError
 from cai.model.fetch import resolve
 from cai.train import rewards
-from cai.train.admit import check_base, check_not_sharded, check_room
+from cai.train.admit import check_base, check_not_sharded, check_room, sharding
 from cai.train.checkpoint import Folder, content_of
 from cai.train.data import Example, Renderer, load_tokenizer, training_order
 from cai.train.heldout import HeldOut, Rendered
 from cai.train.job import Job, OnStep, TrainResult, pick_device, pick_dtype
 from cai.train.rewards import Mix, Source
 from cai.train.rollouts import load_prompts, render
-from cai.train.tripwires import Trip
+from cai.train.tripwires import Trip, ending
 
-CALLS = "judged.sqlite"
-"""What the judge was asked while training lies here, beside the curve."""
+_LONGEST = 128
+"""Tokens of an answer at a look, where a method samples no others."""
 
 
 class Trainer(Protocol):
@@ -50,7 +51,7 @@ class Trainer(Protocol):
         """Take back the weights that the judge scored best; return their step."""
 
     def save_weights(self, part: Path) -> None:
-        """Write what was trained into a folder."""
+        """Write what was trained into a folder: the main process does, with what all of them hold."""
 
 
 @dataclass
@@ -74,16 +75,15 @@ class Ready:
         job, folder = self.job, self.job.folder
         process = PartialState()
         trainer.run()
-        tripped = trainer.trip.as_dict() if trainer.trip else None
-        if tripped is not None:
-            goes_back = job.settings.watch and job.settings.watch.on_trip == "rollback"  # type: ignore[attr-defined]
-            back = trainer.roll_back() if goes_back else None
-            tripped["kept_step"] = trainer.step_done if back is None else back
+        watch: WatchSection | None = job.settings.watch  # type: ignore[attr-defined]
+        tripped = ending(trainer.trip, watch, trainer.step_done, trainer.roll_back)
         part = folder.out / f".{job.kind}.part"
         if process.is_main_process:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
-            trainer.save_weights(part)
+        process.wait_for_everyone()
+        trainer.save_weights(part)
+        process.wait_for_everyone()
         said = {
             **manifest,
             **_ends(folder.curve),
@@ -92,6 +92,7 @@ class Ready:
             "steps": trainer.step_done,
             "unscored": trainer.n_failed,
             "tripped": tripped,
+            "sharding": sharding(),
             "device": job.device,
             "dtype": job.dtype,
             "wall_s": round(time.monotonic() - self.began, 1),
@@ -113,6 +114,7 @@ def opened(
     seed: int,
     device: str,
     dtype: str,
+    trust_remote_code: bool,
     on_step: OnStep | None,
     stop: threading.Event | None,
     spec: Mapping[str, Any],
@@ -127,13 +129,14 @@ def opened(
     folder = Folder(Path(out), {})
     with folder.owned() if process.is_main_process else nullcontext():
         if sources is None:
-            sources = rewards.open_sources(settings.reward, spec, device, folder.out / CALLS)
-        referees = _referees(settings, spec, sources, folder.out / CALLS)
+            sources = rewards.open_sources(settings.reward, spec, device, calls(folder.out))
+        referees = find_referees(settings.watch, spec, sources, calls(folder.out))
         try:
             folder.fingerprint = {
                 "method": method,
                 "base": base,
                 "base_id": content_of(path),
+                "trust_remote_code": trust_remote_code,
                 "settings": settings.model_dump(mode="json"),
                 "rows_id": canon.id_of_bytes(Path(rows_path).read_bytes()),
                 "rewards": {source.name: getattr(source, "id", None) for source, _ in sources},
@@ -143,9 +146,10 @@ def opened(
             if done := folder.finished():
                 yield TrainResult(folder.out / done["kind"], done, reused=True)
                 return
-            renderer = Renderer(load_tokenizer(path))
+            renderer = Renderer(load_tokenizer(path, trust_remote_code=trust_remote_code))
             prompts, dropped = render(rows, renderer, settings.max_length - settings.max_new_tokens)
-            check_room([(row.id, len(ids)) for row, ids in prompts], path, settings.max_new_tokens)
+            asked = [(row.id, len(ids)) for row, ids in prompts]
+            check_room(asked, path, settings.max_new_tokens, trust_remote_code=trust_remote_code)
             state: list[Any] = [None, None]
             if process.is_main_process:
                 state = list(folder.open_state(lambda: {"dtype": pick_dtype(dtype, device)}))
@@ -164,21 +168,34 @@ def opened(
                 on_step=on_step,
                 stop=stop or threading.Event(),
                 resume=resume,
+                trust_remote_code=trust_remote_code,
             )
             mix = Mix(sources, settings.reward)
-            held_out = _held_out(settings, spec, renderer, mix, referees, seed)
+            held_out = find_held_out(settings, spec, renderer, mix, referees, seed)
             yield Ready(job, prompts, renderer, mix, held_out, spec, dropped)
         finally:
-            for source in {id(s): s for s in [*(s for s, _ in sources), *referees]}.values():
-                if hasattr(source, "close"):
-                    source.close()
+            close_all([*(source for source, _ in sources), *referees])
 
 
-def _referees(
-    settings: RlSection, spec: Mapping[str, Any], sources: Sequence[tuple[Source, float]], keep: Path
+def calls(out: Path) -> Path:
+    """Return where lies, beside the curve, what this process asks the judge while training. A store has one writer."""
+    out.mkdir(parents=True, exist_ok=True)
+    process = PartialState()
+    return out / ("judged.sqlite" if process.is_main_process else f"judged-{process.process_index}.sqlite")
+
+
+def close_all(sources: Sequence[Source]) -> None:
+    """Let go of the sources that hold something."""
+    for source in {id(source): source for source in sources}.values():
+        if hasattr(source, "close"):
+            source.close()
+
+
+def find_referees(
+    watch: WatchSection | None, spec: Mapping[str, Any], sources: Sequence[tuple[Source, float]], keep: Path
 ) -> list[Source]:
     """Return who scores held-out answers whatever the reward: the judge and the checks, as far as there are any."""
-    if settings.watch is None or not spec.get("held_out"):
+    if watch is None or not spec.get("held_out"):
         return []
     known = {source.name: source for source, _ in sources}
     principles = rewards.principles_of(spec)
@@ -190,13 +207,19 @@ def _referees(
     return found
 
 
-def _held_out(
-    settings: RlSection, spec: Mapping[str, Any], renderer: Renderer, mix: Mix, referees: list[Source], seed: int
+def find_held_out(
+    settings: Any, spec: Mapping[str, Any], renderer: Renderer, mix: Mix | None, referees: list[Source], seed: int
 ) -> HeldOut | None:
-    if settings.watch is None or not spec.get("held_out"):
+    """Return the held-out prompts that a method looks at; None without any, or without `watch`."""
+    watch: WatchSection | None = settings.watch
+    if watch is None or not spec.get("held_out"):
         return None
-    prompts, _ = render(load_prompts(spec["held_out"]), renderer, settings.max_length - settings.max_new_tokens)
-    return HeldOut(prompts, settings.watch, mix, referees, seed)
+    longest = watch.max_new_tokens or getattr(settings, "max_new_tokens", _LONGEST)
+    try:
+        prompts, _ = render(load_prompts(spec["held_out"]), renderer, settings.max_length - longest)
+    except UserError as error:
+        raise UserError(f"held_out, {error}") from error
+    return HeldOut(prompts, watch, mix, referees, seed, longest)
 
 
 def _ends(curve: Path) -> dict[str, Any]:

@@ -18,10 +18,12 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from cai import canon
 from cai.config import DpoSection, RewardSection, TrainerSection
-from cai.errors import TrainError, UserError
+from cai.errors import UserError
+from cai.model.code import asked_for
 from cai.train.adapters import in_place
 from cai.train.data import Example
 from cai.train.job import Job
+from cai.train.tripwires import NotFinite
 
 
 class Hooks:
@@ -33,6 +35,7 @@ class Hooks:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """As the trainer that this is mixed into."""
+        self._ids: list[str] = []
         super().__init__(*args, **kwargs)
         for weight in self.model.parameters():
             if weight.requires_grad:  # bfloat16, which TRL gives adapters over 4 bits, would round small updates away
@@ -69,14 +72,19 @@ class Hooks:
         return [self.job.examples[i] for i in inputs["row"].tolist()]
 
     def checked(self, loss: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
-        """Return the loss, or raise TrainError with the ids of the rows where it is not finite."""
+        """Return the loss, or raise NotFinite with the ids of the rows."""
+        ids = [example.id for example in self.examples_of(inputs)]
         if not torch.isfinite(loss):
-            ids = ", ".join(e.id for e in self.examples_of(inputs))
-            raise TrainError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}; the rows of this batch: "
-                f"{ids}. lower learning_rate, or look at these rows"
-            )
+            raise NotFinite("the loss", self.state.global_step + 1, f"the rows of this batch: {', '.join(ids)}")
+        self._ids += ids
         return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        ids, self._ids = self._ids, []
+        if norm is not None and not math.isfinite(norm):  # though the loss was: the step with it comes next
+            raise NotFinite("the gradient", self.state.global_step + 1, f"the rows of this step: {', '.join(ids)}")
+        return norm
 
 
 class Progress(TrainerCallback):
@@ -125,13 +133,15 @@ def load_model(job: Job) -> Any:
 
     Rounding every small update to bfloat16 would lose most of it; a frozen base loses nothing.
     """
-    model = AutoModelForCausalLM.from_pretrained(
-        job.base,
-        dtype=weight_dtype(job),
-        use_safetensors=True,
-        quantization_config=quantization(job),
-        attn_implementation=attention(job),
-    )
+    with asked_for(job.base):
+        model = AutoModelForCausalLM.from_pretrained(
+            job.base,
+            dtype=weight_dtype(job),
+            use_safetensors=True,
+            trust_remote_code=job.trust_remote_code,
+            quantization_config=quantization(job),
+            attn_implementation=attention(job),
+        )
     model.config.use_cache = False
     return model
 

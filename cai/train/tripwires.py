@@ -7,11 +7,12 @@ wires are a pure function of the looks so far, so that what tripped can be read,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from cai.config import WatchSection
+from cai.errors import TrainError
 
 Look = Mapping[str, Any]
 """Figures of one look: step, reward, judge or checks (None where there is none), kl, entropy, length, refusal …"""
@@ -37,6 +38,15 @@ class Trip:
         return asdict(self)
 
 
+class NotFinite(TrainError):
+    """A figure of training was NaN or infinite; no step was taken with it."""
+
+    def __init__(self, what: str, step: int, rows: str) -> None:
+        """`rows` says what was trained on, for a person."""
+        super().__init__(f"{what} is not finite at step {step}; {rows}. lower learning_rate, or look at these")
+        self.trip = not_a_number(what, step)
+
+
 def tripped(looks: Sequence[Look], settings: WatchSection) -> Trip | None:
     """Return the first wire that the last look trips, or None. The first look is of the untrained policy."""
     if not looks:
@@ -45,12 +55,36 @@ def tripped(looks: Sequence[Look], settings: WatchSection) -> Trip | None:
     return next((trip for wire in wires for trip in wire(looks, settings)), None)
 
 
-def best(looks: Sequence[Look]) -> int | None:
+def ending(
+    trip: Trip | None, settings: WatchSection | None, step: int, roll_back: Callable[[], int | None]
+) -> dict[str, Any] | None:
+    """Return what the manifest says of a tripped wire, and which step's weights are kept; None where none was tripped.
+
+    `step` is the last that was done; `roll_back` takes back the best weights and returns their step.
+    """
+    if trip is None:
+        return None
+    back = roll_back() if settings and settings.on_trip == "rollback" else None
+    return {**trip.as_dict(), "kept_step": step if back is None else back}
+
+
+def goes_back(looks: Sequence[Look], settings: WatchSection | None, num_processes: int) -> bool:
+    """Return whether a training that came upon NaN ends with the best weights there were, and not in an error.
+
+    Of several processes one may be alone in having seen it: then it is an error, which ends them all.
+    """
+    asked = settings is not None and settings.on_trip == "rollback"
+    return asked and num_processes == 1 and best(looks) is not None
+
+
+def best(looks: Sequence[Look], trip: Trip | None = None) -> int | None:
     """Return the step of the look with the best judge score, or else the best checks' share; None without either.
 
-    The reward has no say here: it is what may have been gamed. Of equals the earliest is the best.
+    The reward has no say here: it is what may have been gamed. Neither has the look that tripped a wire: a check that
+    forbids a word is kept best by a policy that babbles. Of equals the earliest is the best.
     """
-    scored = [(look["step"], score) for look in looks if (score := verdict(look)) is not None and math.isfinite(score)]
+    sound = [look for look in looks if trip is None or look["step"] != trip.step]
+    scored = [(look["step"], score) for look in sound if (score := verdict(look)) is not None and math.isfinite(score)]
     return max(scored, key=lambda pair: pair[1])[0] if scored else None
 
 
@@ -118,6 +152,7 @@ def _rises(looks: Sequence[Look], settings: WatchSection) -> Iterator[Trip]:
 def _gaming(looks: Sequence[Look], settings: WatchSection) -> Iterator[Trip]:
     """The judge's score has fallen below its best at `patience` looks in a row, while the reward stands higher.
 
+    Where nothing is rewarded (SFT, DPO), the fall is enough.
     Gao et al. 2022 (2210.10760): the proxy goes on rising where what it stands for has begun to fall, and a penalty
     on the divergence does not prevent it.
     """
@@ -128,12 +163,14 @@ def _gaming(looks: Sequence[Look], settings: WatchSection) -> Iterator[Trip]:
     since = [look for look in looks if look["step"] > top_step][-settings.patience :]
     if len(since) < settings.patience or any(verdict(look) is None for look in since):
         return
-    if all(_score(look) < _score(top) - fall and _reward(look) > _reward(top) for look in since):
-        now = looks[-1]
-        said = (
-            f"the judge's score fell from {_score(top):.2f} (step {top_step}) to {_score(now):.2f} while the reward "
-            f"rose from {_reward(top):.2f} to {_reward(now):.2f}"
-        )
+    is_paid, now = any("reward" in look for look in looks), looks[-1]
+    if not all(_score(look) < _score(top) - fall for look in since):
+        return
+    said = f"the judge's score fell from {_score(top):.2f} (step {top_step}) to {_score(now):.2f}"
+    if not is_paid:
+        yield Trip("judge_fall", now["step"], _score(now), _score(top) - fall, said)
+    elif all(_reward(look) > _reward(top) for look in since):
+        said += f" while the reward rose from {_reward(top):.2f} to {_reward(now):.2f}"
         yield Trip("gaming", now["step"], _score(now), _score(top) - fall, said)
 
 

@@ -1,0 +1,77 @@
+"""A policy that several processes hold in parts (FSDP2): put together where answers are written, gathered to be kept.
+
+torch's `fully_shard` does it, in the way that accelerate would, which takes up FSDP on GPUs only: so the test on CPUs
+runs what GPUs run. What is trained is computed part by part. Where no gradient is asked for, every process holds the
+whole weights for a while: answers take as many passes as they have tokens, and no two processes equally many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def shard(model: nn.Module, layers: set[str], device: str, *, in_bf16: bool) -> None:
+    """Leave every process its part of the weights, by layers of these class names; what is left over is one part more.
+
+    Computed in bfloat16 with `in_bf16`, kept as they are. Has to come before an optimizer is made.
+    """
+    mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
+    kinds = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if in_bf16 else {}
+    for module in [module for module in model.modules() if type(module).__name__ in layers]:
+        fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(**kinds))
+    fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(**kinds))
+
+
+@contextmanager
+def whole(*models: nn.Module | None) -> Iterator[None]:
+    """Hold the whole weights of models in every process while the block runs; all of them have to come here."""
+    units = [unit for model in models if model for unit in model.modules() if isinstance(unit, FSDPModule)]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.set_reshard_after_forward(unit not in models, recurse=False)  # a root is needed again at once
+            unit.reshard()
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor whole, wherever its parts are; all processes have to ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensors: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
+    """Return tensors whole and on the CPU; where `keep` is false none, since one process has to hold them only."""
+    wholes = ((name, full(tensor.detach())) for name, tensor in tensors.items())
+    found = {name: tensor.contiguous().cpu() if keep else None for name, tensor in wholes}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def parted(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return a whole tensor in the parts that `like` is in."""
+    tensor = tensor.to(like.device)
+    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
+
+
+def state_of(optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, Any]:
+    """Return an optimizer's state with whole tensors, as `restore` takes it; all processes have to ask for it."""
+    state = optimizer.state_dict()
+    return {**state, "state": {i: gathered(kept, keep=keep) for i, kept in state["state"].items()}}
+
+
+def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over a state that `state_of` gave."""
+    optimizer.load_state_dict(state)
+    for parameter, kept in optimizer.state.items():
+        moments = {name: value for name, value in kept.items() if value.shape == parameter.shape}
+        kept.update({name: parted(value, parameter) for name, value in moments.items()})
