@@ -72,7 +72,9 @@ def test_decisions_asked_again_are_the_same_requests_and_their_agreement_is_told
     assert again["n"] == again["agreed"] == N
     assert after["distinct"] == before["distinct"] and after["repeated"] == before["repeated"] + N
     with ScriptedProcess(judge="always-b", port=port):
+        said = runs.cai("audit", "replay", run, "--live", str(N)).stdout
         other = _again(run)
+    assert all(d["decision_id"] in said for d in other["differences"])
     assert other["n"] == N and 0 < other["agreed"] < N and len(other["differences"]) == N - other["agreed"]
 
 

@@ -111,9 +111,8 @@ def test_whoever_sat_is_asked_again_by_itself(made: Any, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Words, "reward", averse)
     other = json.loads(runs.cai(*asked, "--json").stdout)["live"]
-    turned = {d["decision_id"] for d in other["differences"]}
-    assert 0 < len(turned) == n - other["agreed"] and (other["agreed"] == 0) == (mode == "reward_model")
-    assert all(decision in runs.cai(*asked).stdout for decision in turned)
+    n_turned = len({d["decision_id"] for d in other["differences"]})
+    assert 0 < n_turned == n - other["agreed"] and (other["agreed"] == 0) == (mode == "reward_model")
     monkeypatch.setattr(judges, "reward_identity", lambda section: "others")
     monkeypatch.setattr(Words, "__init__", lambda self, *_: setattr(self, "identity", "others"))
     assert "'words' judged here, and its config now leads to" in runs.cai(*asked, check=2).stderr
