@@ -99,6 +99,8 @@ def _run_of(what: str) -> Path:
     from cai.errors import CaiError, UserError
     from cai.trail import RunView
 
+    if (Path(what) / "manifest.json").exists():
+        raise UserError(f"'{what}' is a run; say what in it, as in `cai audit why {what} pairs.jsonl:1`")
     around = next((p for p in Path(what).absolute().parents if (p / "store.sqlite").exists()), None)
     if around is not None or not what.startswith("b2:"):
         if around is None:
