@@ -140,13 +140,14 @@ def make_run(
     prompts: Iterable[str] | None = None,
     rewrite: Callable[[str], str] = lambda text: text,
     config: dict[str, Any] | None = None,
+    identity: str = "tiny-135m@main",
 ) -> Path:
     """Make a run folder and return it.
 
     `arms` and `phases` say how far the run has come; `prompts` replaces the questions and `rewrite` changes every
-    answer; `config` replaces top-level entries of the config.
+    answer; `config` replaces top-level entries of the config; `identity` is the model that judges and answers first.
     """
-    maker = _Maker(folder, config_of(folder, **(config or {})), judge, rewrite)
+    maker = _Maker(folder, config_of(folder, **(config or {})), judge, rewrite, identity)
     base = Policy("tiny-135m@main", passing=0.2)
     passing = 0.2 if after == "same" else 0.7
     last = Policy("runs/x/checkpoints/rl/model", passing, collapsed=after == "collapsed")
@@ -162,7 +163,9 @@ def make_run(
 
 
 class _Maker:
-    def __init__(self, folder: Path, config: RunConfig, judge: JudgeRule, rewrite: Callable[[str], str]) -> None:
+    def __init__(
+        self, folder: Path, config: RunConfig, judge: JudgeRule, rewrite: Callable[[str], str], identity: str
+    ) -> None:
         folder.mkdir(parents=True)
         self.folder, self.config, self.rule, self.rewrite = folder, config, judge, rewrite
         settle_config(folder, config.model_dump(mode="json"), accept_changes=False)
@@ -174,7 +177,7 @@ class _Maker:
             name=folder.name,
             config_id=id_of(config.model_dump(mode="json")),
             constitution={"path": "constitution.yaml", "id": self.constitution.id, "name": self.constitution.name},
-            models={"policy": "tiny-135m@main", "judge": "tiny-135m@main"},
+            models={"policy": identity, "judge": identity},
         )
         self.store = Store(folder / "store.sqlite")
         self.bench: Bench = RunView(folder).bench

@@ -135,6 +135,15 @@ def test_a_hundred_tamperings_are_all_found_and_named(sound: Path, tmp_path: Pat
     assert missed == [] and unnamed == []
 
 
+@pytest.mark.parametrize(("key", "named"), [("head", "head"), ("count", "the ledger"), ("schema", "schema")])
+def test_a_changed_head_count_or_version_is_found(copy: Path, key: str, named: str) -> None:
+    connection = sqlite3.connect(copy / "store.sqlite", isolation_level=None)
+    connection.execute("UPDATE meta SET value = '7' || substr(value, 2) WHERE key = ?", (key,))
+    connection.close()
+    said = runs.cai("audit", "verify", copy, check=None)
+    assert said.returncode in (1, 2) and named in said.stdout + said.stderr
+
+
 def test_the_last_rows_cut_off_together_with_the_head_are_found_only_by_a_head_kept_elsewhere(copy: Path) -> None:
     connection = schema.connect(copy / "store.sqlite")
     kept = ledger.head(connection)

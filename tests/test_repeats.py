@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cai.audit.views import Views
 from cai.config import EngineSection
 from cai.engine.client import Client
 from cai.engine.model import Generate, Reply, Sampling
@@ -71,17 +72,37 @@ def test_decisions_asked_again_are_the_same_requests_and_their_agreement_is_told
     assert again["n"] == again["agreed"] == N
     assert after["distinct"] == before["distinct"] and after["repeated"] == before["repeated"] + N
     with ScriptedProcess(judge="always-b", port=port):
+        said = runs.cai("audit", "replay", run, "--live", str(N)).stdout
         other = _again(run)
+    assert all(d["decision_id"] in said for d in other["differences"])
     assert other["n"] == N and 0 < other["agreed"] < N and len(other["differences"]) == N - other["agreed"]
 
 
-@pytest.mark.parametrize("mode", [{}, {"mode": "cot", "cot": {"samples": 2, "clamp": [0, 1]}}], ids=["logprob", "cot"])
-def test_what_is_taken_off_is_taken_off_of_what_is_asked_again_too(tmp_path: Path, mode: dict[str, Any]) -> None:
+PRIOR = {"prior": "content_free"}
+REASONS = {"mode": "cot", "cot": {"samples": 2, "clamp": [0, 1]}}
+MODES: dict[str, dict[str, Any]] = {
+    "logprob": PRIOR,
+    "cot": REASONS | PRIOR,
+    "score": {"mode": "score"},
+    "rubric": {"mode": "rubric"} | PRIOR,
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_in_every_mode_a_judge_that_repeats_itself_is_told_to(tmp_path: Path, mode: str) -> None:
+    """What was taken off of its log-odds is taken off again; what code decided is decided again and not asked."""
     runs.write_inputs(tmp_path, n_prompts=3)
-    judge = mode | {"prior": "content_free"}
-    path = runs.write_config(tmp_path, runs.config(tmp_path, judge=judge, engine__args=["--judge", "always-a"]))
-    told = _again(Path(runs.run_json(path)["run"]))
-    assert told["n"] == told["agreed"] > 5 and told["largest"] < 1e-9
+    principles = tmp_path / "constitution.yaml"
+    with principles.open("a", encoding="utf-8") as file:
+        file.write("    rubric: [{ask: Is it clear?}, {ask: Is it vague?, weight: -1}]\n")
+    rule = "always-a" if mode in ("logprob", "cot") else "coherent"
+    path = runs.write_config(tmp_path, runs.config(tmp_path, judge=MODES[mode], engine__args=["--judge", rule]))
+    run = Path(runs.run_json(path)["run"])
+    with Views(run) as views:
+        asked, by_code = views.query("SELECT sum(mode <> 'check'), sum(mode = 'check') FROM decisions").rows[0]
+    told = json.loads(runs.cai("audit", "replay", run, "--live", "500", "--json").stdout)
+    assert told["by_code"] == by_code > 0
+    assert told["live"]["n_able"] == told["live"]["agreed"] == asked > 5 and told["live"]["largest"] < 1e-9
 
 
 def _again(run: Path) -> dict[str, Any]:

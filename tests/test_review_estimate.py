@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from cai.evaluate.intervals import wilson
 from cai.review import estimate
 from cai.review.estimate import Stratum, exact, mean_share, powered, rogan_gladen, share, weighted, why_not_powered
+from cai.review.queues import ESTIMATE, Member, draw
 
 Y = [1, 0, 1, 1, 0, 1, 1, 0, 1, 1, 1, 0, 1, 0, 1, 1, 0, 1, 1, 1] * 3
 F = [1 - y if i in (1, 7, 20, 33, 41, 52) else y for i, y in enumerate(Y)]
@@ -22,6 +25,12 @@ def test_exact_interval_has_its_golden_value_and_equals_statsmodels() -> None:
     assert wilson(0, 50) == (0.0, pytest.approx(0.07135, abs=5e-6))
     for hits, n in ((0, 7), (3, 50), (48, 50), (50, 50), (137, 140)):
         assert exact(hits, n) == pytest.approx(proportion.proportion_confint(hits, n, method="beta"), abs=1e-9)
+
+
+def test_so_many_are_drawn_that_an_accuracy_of_nine_in_ten_is_known_to_five_points() -> None:
+    proportion = pytest.importorskip("statsmodels.stats.proportion")
+    wanted = proportion.samplesize_confint_proportion(0.9, 0.05)
+    assert wanted == pytest.approx(138.3, abs=0.05) and math.ceil(wanted) == 139 <= ESTIMATE
 
 
 def test_wilson_takes_over_where_errors_are_not_few() -> None:
@@ -70,45 +79,42 @@ def test_a_stratum_nobody_looked_at_is_counted_with_the_largest_one() -> None:
 # -- coverage, by simulation -----------------------------------------------------------------------------------------
 
 
-class World:
-    """A population whose judge is right with 0.90 overall: seldom wrong where it is sure, often where it is not."""
+SIZES = {"plain": 0.8, "low-margin": 0.15, "flagged": 0.05}
+RIGHT = {"plain": 0.96, "low-margin": 0.68, "flagged": 0.60}
+"""Shares of a population, and how often the judge is right in each: 0.90 overall."""
 
-    def __init__(self, dice: random.Random, size: int = 2000) -> None:
-        sizes, right = {"plain": 0.8, "low-margin": 0.15, "flagged": 0.05}, {"plain": 0.96, "low-margin": 0.68}
-        right["flagged"] = (0.90 - 0.8 * 0.96 - 0.15 * 0.68) / 0.05
-        self.members = [
-            (name, dice.random() < right[name]) for name, part in sizes.items() for _ in range(round(part * size))
-        ]
-        self.sizes = {name: sum(m[0] == name for m in self.members) for name in sizes}
 
-    def reviewed(self, dice: random.Random, n_estimate: int, n_value: int) -> dict[str, Stratum]:
-        """Draw both queues as `queues.draw` does, and return what a reviewer who is always right found."""
-        places = list(range(len(self.members)))
-        chosen = set(dice.sample(places, n_estimate))
-        rest = {
-            n: [i for i in places if i not in chosen and self.members[i][0] == n] for n in ("low-margin", "flagged")
-        }
-        each = n_value // 2
-        for found in rest.values():
-            chosen |= set(dice.sample(found, min(each, len(found))))
-        looked_at = [self.members[i] for i in chosen]
-        return {
-            name: Stratum(size, sum(m[0] == name for m in looked_at), sum(m[0] == name and m[1] for m in looked_at))
-            for name, size in self.sizes.items()
-        }
+def members(size: int = 1000) -> list[Member]:
+    """A population as `queues.draw` takes it."""
+    names = [name for name, part in SIZES.items() for _ in range(round(part * size))]
+    return [Member(f"{i}", name, ()) for i, name in enumerate(names)]
 
 
 @pytest.mark.parametrize(("n_estimate", "n_value"), [(140, 0), (140, 60), (100, 100)])
 def test_planted_truth_is_covered_also_with_half_of_the_reviews_from_the_value_queue(
     n_estimate: int, n_value: int
 ) -> None:
-    dice, covered = random.Random(7), 0
-    for _ in range(1000):
-        world = World(dice)
-        found = weighted(world.reviewed(dice, n_estimate, n_value))
-        assert found is not None
-        covered += found.low <= 0.90 <= found.high
-    assert covered >= 930
+    """Both queues are drawn as they are for people; a reviewer who is always right says where the judge is."""
+    dice, drawable, covered = random.Random(7), members(), []
+    assert sum(SIZES[name] * RIGHT[name] for name in SIZES) == pytest.approx(0.90)
+    for seed in range(2000):
+        drawn = draw(drawable, n_estimate, n_value, seed=seed, taken={})
+        looked_at = Counter(d.member.stratum for d in drawn)
+        hits = {name: sum(dice.random() < RIGHT[name] for _ in range(n)) for name, n in looked_at.items()}
+        found = weighted(
+            {name: Stratum(round(part * 1000), looked_at[name], hits.get(name, 0)) for name, part in SIZES.items()}
+        )
+        assert found is not None and found.n == n_estimate + n_value
+        covered.append(found.low <= 0.90 <= found.high)
+    assert sum(covered[:1000]) >= 930 and sum(covered[1000:]) >= 930
+
+
+@pytest.mark.parametrize("ties", [0.05, 0.2])
+def test_the_interval_of_a_mean_with_ties_covers_what_it_promises(ties: float) -> None:
+    dice, truth = np.random.default_rng(19), 0.8 * (1 - ties) + ties / 2
+    drawn = Counter(map(tuple, dice.multinomial(140, [0.8 * (1 - ties), ties, 0.2 * (1 - ties)], size=2000)))
+    found = {n: mean_share([1.0] * n[0] + [0.5] * n[1] + [0.0] * n[2]) for n in drawn}
+    assert sum(times for n, times in drawn.items() if (s := found[n]) and s.low <= truth <= s.high) >= 0.93 * 2000
 
 
 @pytest.mark.parametrize(("n", "rate"), [(50, 0.9), (140, 0.9), (140, 0.97), (140, 0.6)])

@@ -95,6 +95,30 @@ def test_what_reads_a_run_reads_it(made: Any, words: str) -> None:
     runs.cai(*(place.get(word, word) for word in words.split()))
 
 
+def test_whoever_sat_is_asked_again_by_itself(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reward model that has changed its mind turns its own verdicts round, and those of a panel that it decides."""
+    mode, config, _ = made
+    run = config.parent / "runs" / "run"
+    before = (run / "store.sqlite").read_bytes()
+    asked = ("audit", "replay", run, "--live", "500")
+    with RunView(run) as view:
+        n = sum(len(e.decisions) for e in view.ended("walk"))
+    same = json.loads(runs.cai(*asked, "--json").stdout)["live"]
+    assert same["n_able"] == same["agreed"] == n > 10 and same["largest"] < 1e-9 and same["low"] > 0.8
+
+    async def averse(self: Words, request: Reward) -> Reply:
+        return Reply(reward=-9.0 * len(request.answer.split()))
+
+    monkeypatch.setattr(Words, "reward", averse)
+    other = json.loads(runs.cai(*asked, "--json").stdout)["live"]
+    n_turned = len({d["decision_id"] for d in other["differences"]})
+    assert 0 < n_turned == n - other["agreed"] and (other["agreed"] == 0) == (mode == "reward_model")
+    monkeypatch.setattr(judges, "reward_identity", lambda section: "others")
+    monkeypatch.setattr(Words, "__init__", lambda self, *_: setattr(self, "identity", "others"))
+    assert "'words' judged here, and its config now leads to" in runs.cai(*asked, check=2).stderr
+    assert (run / "store.sqlite").read_bytes() == before
+
+
 def test_readers_name_the_judge_and_the_critic(made: Any) -> None:
     mode, config, _ = made
     with RunView(config.parent / "runs" / "run") as run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +13,8 @@ import pytest
 from cai.review import Desk
 from cai.store import ledger, schema
 from cai.trail import RunView
+from cai.view.app import PAGES
+from cai.view.pages import agreement
 from tests import browser, report_fixture, runs
 from tests.browser import Visit
 from tests.report_fixture import make_run
@@ -293,53 +295,60 @@ def test_a_live_page_moves_by_itself(tmp_path: Path, visits: Any) -> None:
 
 
 ONE_LINE = [p for p in PAYLOADS if p.isprintable()]
+LENGTHS = sorted(PAYLOADS, key=len)
+N_BEGINNINGS = (len(PAYLOADS) + 1) // 2
+ALIVE = ", ".join(f"main {tag}" for tag in ("script", "iframe", "object", "embed", "base", "link", "meta", "style"))
+ALIVE += ", [onload], [onerror], [onfocus]"
+BARE = ("report", "text", "json")
+"""What the browser lays out, or a file that brings its own style."""
+HOSTILE, TWIN = "<img src=x onerror=alert(0)>", "\"><script>alert('twin')</script>"
 
 
-def several(n: int, of: int, payloads: Sequence[str] = PAYLOADS) -> str:
-    """The n-th of `of` parts that hold all payloads between them."""
-    return " ".join(payloads[n % of :: of])
+def all_of_them(n: int) -> str:
+    """All payloads. Two others come first for every n below N_BEGINNINGS: a list shows the beginning of a text."""
+    first = (LENGTHS[n % N_BEGINNINGS], LENGTHS[-1 - n % N_BEGINNINGS])
+    return " ".join((*first, *(p for p in PAYLOADS if p not in first)))
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run in which everything that anybody wrote carries payloads."""
+    """Two runs in which everything that anybody wrote carries all payloads; their judges are asked other things."""
     folder = tmp_path_factory.mktemp("runs")
-    patch = pytest.MonkeyPatch()
-    constitution = report_fixture.CONSTITUTION
-    titles = ("Brief and finished", "Starts with the answer itself", "Answers what was asked")
-    for n, title in enumerate(titles):
-        quoted = several(n, 3, ONE_LINE).replace("'", "''")
-        constitution = constitution.replace(f"title: {title}", f"title: '{quoted}'")
-    patch.setattr(report_fixture, "CONSTITUTION", constitution)
-    told = iter(range(10**9))
-    made = make_run(
-        folder / "<img src=x onerror=alert(0)>",
-        n_train=16,
-        n_held_out=8,
-        prompts=[f"{several(i, 8)} {i}" for i in range(24)],
-        rewrite=lambda text: f"{several(next(told), 8)}\n{text}",
-        config={"evaluate": {"samples": 1}},
-    )
-    patch.undo()
-    _say_more(made)
+    quoted = " ".join(ONE_LINE).replace("'", "''")
+    constitution = report_fixture.CONSTITUTION.replace("Does the answer do what was asked?", f"'{quoted}'")
+    for title in ("Brief and finished", "Starts with the answer itself", "Answers what was asked"):
+        constitution = constitution.replace(f"title: {title}", f"title: '{quoted} {title}'")
+    for name, asked, judge in ((HOSTILE, f"'A or B: {quoted}'", "fair"), (TWIN, "A or B?", "always-a")):
+        with pytest.MonkeyPatch.context() as patch:
+            compared = "Which answer, A or B, does more directly what the person asked?"
+            patch.setattr(report_fixture, "CONSTITUTION", constitution.replace(compared, asked))
+            made = make_run(
+                folder / name.replace("/", "|"),
+                n_train=N_BEGINNINGS,
+                n_held_out=8,
+                judge=judge,  # type: ignore[arg-type]
+                prompts=[f"{all_of_them(n)} {n}" for n in range(N_BEGINNINGS + 8)],
+                rewrite=lambda text: f"{all_of_them(len(text))}\n{text}",
+                config={"evaluate": {"samples": 1}},
+                identity=" ".join(PAYLOADS),
+            )
+        _say_more(made)
     return folder
 
 
 def _say_more(folder: Path) -> None:
     """Let people, failures, models and replies say payloads too."""
-    desk = Desk(folder)
-    desk.draw(estimate=8, value=2, author="<b>owner</b>", repeats=0.0)
-    for n, end in enumerate(list(desk.run.ended("rl"))[:6]):
-        desk.override(end.comparison.id, "a", author=f"<script>alert('author {n}')</script>", reason=several(n, 6))
-    for n, reviewer in enumerate(("<img src=x onerror=alert('r')>", "\"><script>alert('r')</script>")):
-        while (shown := desk.next(reviewer)) is not None and desk.progress(reviewer)["done"] < 6:
-            desk.vote(reviewer, shown.item_id, ("left", "tie")[n], reason=several(n, 2))
-    desk.close()
+    with Desk(folder) as desk:
+        desk.draw(estimate=2 * N_BEGINNINGS, value=0, author="<b>owner</b>", repeats=0.0)
+        for n, end in enumerate(list(desk.run.ended("rl"))[:6]):
+            author = f"<script>alert('author {n}')</script>"
+            desk.override(end.comparison.id, "a", author=author, reason=" ".join(ONE_LINE))
+        for reviewer, side in (("<img src=x onerror=alert('r')>", "left"), ("\"><script>alert('r')</script>", "tie")):
+            while shown := desk.next(reviewer):
+                desk.vote(reviewer, shown.item_id, side, reason=" ".join(ONE_LINE))
     writer = schema.connect(folder / "store.sqlite")
-    ids = [row[0] for row in writer.execute("SELECT prompt_id FROM walks WHERE phase = 'sl' LIMIT 8")]
-    for n, id_ in enumerate(ids):
-        writer.execute("UPDATE walks SET state = 'failed', detail = ? WHERE prompt_id = ?", (several(n, 8), id_))
     whole = "\n".join(PAYLOADS)
+    writer.execute("UPDATE walks SET state = 'failed', detail = ? WHERE phase = 'sl'", (whole,))
     writer.execute("INSERT INTO texts VALUES ('hostile', ?)", (whole,))
     request = {"model": whole, "kind": "score", "options": ["A", "B"], "messages": [["user", "hostile"]]}
     reply = json.dumps({"text": whole, "error": whole, "raw": {"body": whole}})
@@ -347,66 +356,69 @@ def _say_more(folder: Path) -> None:
         "INSERT INTO calls VALUES ('k', 'score', ?, ?, ?, 'r', '{}', 0)", (whole, json.dumps(request), reply)
     )
     writer.close()
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    manifest["models"] = {"policy": several(0, 2), "judge": several(1, 2)}
-    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def test_there_are_at_least_60_payloads() -> None:
     assert len(set(PAYLOADS)) >= 60
 
 
-CANARY = "<script>alert(1)</script>"
-"""Must be legible, as text, on every page that shows what somebody wrote."""
-
-
-def test_no_payload_runs_loads_or_breaches_the_policy_on_any_page(hostile: Path, visits: Any) -> None:
-    (folder,) = [path for path in hostile.iterdir() if path.is_dir()]
-    run = RunView(folder)
-    ends = list(run.ended("rl"))[:10]
-    trails, answers = [end.comparison.id for end in ends], [end.arms[0].id for end in ends[:3]]
-    asked = [d for d in ledger.of_comparison(run.connection, trails[0]) if getattr(d, "call_key", None)]
-    run.connection.close()
+def test_no_payload_runs_loads_or_breaches_the_policy_on_any_page(
+    hostile: Path, visits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every payload that can be seen is legible, as text, on every page; those that cannot went the same way."""
+    monkeypatch.setattr(agreement, "_MOST_DISPUTES", 1000)  # they differ on every prompt
+    folder = hostile / HOSTILE
+    with RunView(folder) as run:
+        ends = list(run.ended("rl"))[:3]
+        asked = [d for d in ledger.of_comparison(run.connection, ends[0].comparison.id) if getattr(d, "call_key", None)]
     base = f"/runs/{quote(folder.name, safe='')}"
-    name = quote(folder.name)
-    with serving(hostile, reviewers=("<svg onload=alert('me')>",)) as served:
-        owner = visits(served)
-        told = ["/", base, f"{base}/constitution", f"{base}/review", f"{base}/decisions"]
-        told += [f"{base}/trail/{id_}" for id_ in trails]
-        told += [f"{base}/decision/{asked[0].id}"]
+    runs.cai("report", folder)
+    me = "<svg onload=alert('me')>"
+    with serving(hostile, reviewers=(me,)) as served:
         n_pages = served.get(f"/json{base}/decisions").json["n_pages"]
-        others = [f"{base}/decisions?page={n + 2}" for n in range(n_pages - 1)]
-        others += [f"{base}/agreement", f"{base}/audit", f"/compare?a={name}&b={name}", "/compare"]
-        others += [f"{base}/decisions?q={quote(several(n, 12))}" for n in range(12)]
-        whole = ""
-        for path in (*told, *others):
-            assert owner.open(path).status == 200, path
-            alive = "main script, main iframe, main object, main embed, main base, main link, main meta, main style"
-            assert not owner.page.locator(f"{alive}, [onload], [onerror], [onfocus], [style]").count(), path
-            whole += owner.page.inner_text("main")
-            owner.calm()
-        assert whole.count(CANARY) > len(told)
-        for id_ in answers:
-            assert owner.open(f"{base}/text/{id_}").status == 200
-            body = owner.page.inner_text("body")
-            assert any(payload in body for payload in ONE_LINE)
-            owner.calm()
-        runs.cai("report", folder)
-        assert owner.open(f"{base}/report").status == 200
-        assert CANARY in owner.page.inner_text("body")
-        owner.calm()
-        unseen = [p for p in ONE_LINE if " ".join(p.split()) not in " ".join(whole.split())]
-        assert not unseen, "these payloads are on no page, so they were not tested"
-        for payload in PAYLOADS[::6]:
-            assert 400 <= owner.open(f"/runs/{quote(payload, safe='')}").status < 500
-            owner.calm()
-        me = visits(served, "<svg onload=alert('me')>")
-        me.open(f"{base}/review")
-        while me.page.locator("#ballot [data-side]").count():
-            me.page.keyboard.press("1")
-            me.page.wait_for_selector("#status:not(:empty)")
-            me.open(f"{base}/review")
-        me.calm()
+        a, b = (quote(run.name, safe="") for run in served.site.runs())
+        pages = {
+            "runs": ["/"],
+            "overview": [base],
+            "decisions": [f"{base}/decisions?page={n + 1}" for n in range(n_pages)],
+            "trail": [f"{base}/trail/{end.comparison.id}" for end in ends],
+            "decision": [f"{base}/decision/{asked[0].id}"],
+            "constitution": [f"{base}/constitution"],
+            "agreement": [f"{base}/agreement"],
+            "audit": [f"{base}/audit"],
+            "compare": [f"/compare?a={a}&b={b}"],
+            "review": [f"{base}/review"],
+            "text": [f"{base}/text/{end.arms[0].id}" for end in ends],
+            "report": [f"{base}/report"],
+            "problem": [f"/compare?b={b}&a={quote(' '.join(PAYLOADS))}"],
+            "json": [f"/json{base}/trail/{ends[0].comparison.id}"],
+        }
+        assert {page.name for page in PAGES} < set(pages)
+        one, other = served.site.runs()
+        for counted in (one.reckoning, other.reckoning, one.summary, other.summary):
+            counted(patience_s=60)
+        while served.site.compared(one, other) is None:
+            pass
+        owner, unseen = visits(served), {}
+        for kind, paths in pages.items():
+            visit = visits(served, me) if kind == "review" else owner
+            seen = ""
+            for path in paths:
+                assert visit.open(path).status == (404 if kind == "problem" else 200), path
+                assert not visit.page.locator(ALIVE if kind in BARE else f"{ALIVE}, [style]").count(), path
+                drawn = visit.page.locator("svg text, svg title, svg desc").all_text_contents()
+                seen += " ".join((visit.page.inner_text("body"), *drawn, ""))
+            visit.calm()
+            told = [json.dumps(p)[1:-1] if kind == "json" else p for p in ONE_LINE]
+            unseen[kind] = [p for p in told if " ".join(p.split()) not in " ".join(seen.split())]
+        assert not any(unseen.values()), "these pages do not show these payloads, so they were not tested there"
+        reviewer = visits(served, me)
+        reviewer.open(f"{base}/review")
+        for _ in range(3):
+            reviewer.key("1")
+            reviewer.page.keyboard.press("v")
+            reviewer.page.wait_for_selector("#status:has-text('principles named')")
+        reviewer.calm()
 
 
 def test_the_policy_stops_what_would_get_through(lively: Path, visits: Any) -> None:
@@ -437,8 +449,8 @@ def test_hostile_and_endless_texts_do_not_widen_a_page(width: int, hostile: Path
         prompts=["W" * 20_000 + str(i) for i in range(20)],
         rewrite=lambda text: "\u0645" * 9000 + "W" * 9000 + text,
     )
-    for root in (hostile, tmp_path):
-        (folder,) = [path for path in root.iterdir() if path.is_dir()]
+    for folder in (hostile / HOSTILE, long):
+        root = folder.parent
         run = RunView(folder)
         trail = next(iter(run.ended(run.phases[0]))).comparison.id
         run.connection.close()
@@ -451,7 +463,6 @@ def test_hostile_and_endless_texts_do_not_widen_a_page(width: int, hostile: Path
                 assert over <= 0, f"{path} is {over} px too wide"
             assert owner.open("/").status == 200
             assert owner.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
-    assert long.exists()
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
@@ -479,6 +490,7 @@ def lively(tmp_path_factory: pytest.TempPathFactory) -> Path:
             desk.vote(reviewer, shown.item_id, sides_[n % len(sides_)])
             n += 1
     desk.close()
+    runs.cai("report", made)
     return folder
 
 
@@ -502,7 +514,10 @@ def test_pictures_of_every_page_are_kept(look: str, lively: Path, visits: Any) -
         "audit": "/runs/another-judge/audit",
         "compare": "/compare?a=quickstart&b=another-judge",
         "not-here": "/runs/none",
+        "report": "/runs/quickstart/report",
+        "text": f"/runs/quickstart/text/{end.arms[0].id}",
     }
+    assert {page.name for page in PAGES} < set(pages)
     with serving(lively) as served:
         owner = visits(served, **LOOKS[look])
         for run_ in served.site.runs():

@@ -142,8 +142,11 @@ def test_a_renamed_principle_keeps_its_votes_without_a_call(made: Any) -> None:
     folder, _, _ = made
     data = preview(folder, text().replace("id: p7\n", "id: seventh\n"))
     assert [(p["kind"], p["old"], p["new"]) for p in data["principles"]] == [("renamed", "p7", "seventh")]
-    assert data["asked"]["made"] == 0
+    assert data["asked"]["made"] == data["relabel"]["calls"] == 0
+    assert data["relabel"]["decisions"] == {"seventh": 2 * N_PROMPTS}
     assert data["principles"][0]["moves"]["hits"] == data["labels"]["moves"]["hits"] == 0
+    data = preview(folder, text(edit=EDITED).replace("id: p3\n", "id: third\n"))
+    assert data["principles"][0]["kind"] == "renamed" and data["relabel"]["calls"] == 2 * (N_PROMPTS - SAMPLE)
 
 
 def test_a_changed_revision_text_tells_what_would_be_written_again(made: Any) -> None:

@@ -27,7 +27,10 @@ def one(run: RunView, start: str, *tags: str) -> tuple[str, str]:
     found = ids(run, start, *tags)
     if not found:
         kinds = " or ".join(tags) or "record or decision"
-        raise UserError(f"'{start}': no {kinds} of {run.folder} has an id that begins so; `cai audit query` lists ids")
+        raise UserError(
+            f"'{start}': no {kinds} of {run.folder} has an id that begins so; "
+            f"`cai audit query {run.folder} pairs` lists pairs, and so on"
+        )
     if len(found) > 1:
         told = ", ".join(f"{id_} ({tag})" for tag, id_ in found[:5])
         raise UserError(f"'{start}': several begin so: {told}; give more of the id")

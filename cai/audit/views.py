@@ -243,6 +243,8 @@ class Views:
             rows = cursor.fetchall() if limit is None else cursor.fetchmany(limit)
             columns = [d[0] for d in cursor.description]
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
+                raise UserError(f"query: took longer than {LIMIT_S:g} s and was stopped; ask for less") from None
             raise UserError(
                 f"query: {error}; one SELECT over {', '.join(VIEWS)} is expected (`cai audit query RUN --list`)"
             ) from None

@@ -14,6 +14,7 @@ from cai.pairs import provenance_path, sft_rows, stale_checkpoints
 from cai.records import PEOPLE, Critique, Event, Judgment, Override, Prompt, Question, Response, Revision, parse
 from cai.trail import Ended, RunView
 
+_ID = re.compile(r"^(b2:)?[0-9a-f]+$")
 _LINE = re.compile(r"^(?P<file>.+\.jsonl):(?P<line>\d+)$")
 
 
@@ -29,6 +30,12 @@ def why(run: RunView, what: str) -> dict[str, Any]:
     phase = _phase_of(run, what)
     if phase is not None:
         return of_checkpoint(run, phase)
+    if not _ID.match(what):
+        trained = ", ".join(_with_checkpoint(run)) or "none"
+        raise UserError(
+            f"'{what}': expected an id or its first digits (b2:0a1b…), a line such as pairs.jsonl:17, or a checkpoint; "
+            f"checkpoints of {run.folder}: {trained}"
+        )
     tag, id_ = find.one(run, what)
     if tag == "comparison":
         return of_pair(run, id_)
@@ -60,8 +67,11 @@ def _phase_of(run: RunView, what: str) -> str | None:
     name = Path(what).name
     if name in ("model", "adapter"):
         name = Path(what).parent.name
-    trained = [phase for phase, entry in run.manifest["phases"].items() if "train" in entry]
-    return name if name in trained else None
+    return name if name in _with_checkpoint(run) else None
+
+
+def _with_checkpoint(run: RunView) -> list[str]:
+    return [phase for phase, entry in run.manifest["phases"].items() if "train" in entry]
 
 
 # -- a pair ----------------------------------------------------------------------------------------------------------

@@ -99,6 +99,8 @@ def _run_of(what: str) -> Path:
     from cai.errors import CaiError, UserError
     from cai.trail import RunView
 
+    if (Path(what) / "manifest.json").exists():
+        raise UserError(f"'{what}' is a run; say what in it, as in `cai audit why {what} pairs.jsonl:1`")
     around = next((p for p in Path(what).absolute().parents if (p / "store.sqlite").exists()), None)
     if around is not None or not what.startswith("b2:"):
         if around is None:
@@ -246,8 +248,25 @@ def _replayed(found: dict[str, Any]) -> Iterator[str]:
         rows = [[d["where"], d["name"], d["what"]] for d in found["differences"][:200]]
         yield table(rows, head=("where", "name", "difference"))
     if live := found.get("live"):
-        able = f"{live['n']:,} of {live['n_able']:,} that can be"
-        yield f"asked again: {able}; same verdict {live['agreed']}; largest change of p_a {live['largest']:.4f}"
+        yield from _asked_again(live)
+
+
+def _asked_again(live: dict[str, Any]) -> Iterator[str]:
+    from cai.cli.terminal import table
+
+    share = f"{live['agreed'] / live['n']:.1%}, {live['low']:.1%} to {live['high']:.1%}"
+    yield (
+        f"asked again: {live['n']:,} of {live['n_able']:,} that can be; same verdict {live['agreed']:,} ({share}); "
+        f"largest change of p_a {live['largest']:.4f}"
+    )
+    if rows := live["differences"]:
+        told = [[d["decision_id"], *(_verdict(d, when) for when in ("kept", "now"))] for d in rows[:200]]
+        yield table(told, head=("decision", "kept", "now"))
+
+
+def _verdict(difference: dict[str, Any], when: str) -> str:
+    p_a = difference[f"{when}_p_a"]
+    return difference[when] + ("" if p_a is None else f" ({p_a:.3f})")
 
 
 def handle_compare(arguments: argparse.Namespace) -> int:

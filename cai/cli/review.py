@@ -109,7 +109,7 @@ def _name(arguments: argparse.Namespace) -> str:
     from cai.errors import UserError
 
     try:
-        return str(arguments.reviewer or getpass.getuser())
+        return getpass.getuser() if arguments.reviewer is None else str(arguments.reviewer)
     except (OSError, KeyError):
         raise UserError("who reviews? no login name here; give --as NAME") from None
 

@@ -48,7 +48,8 @@ def _read(path: Path, known: set[str]) -> Iterator[Gold]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read gold pairs ({error}); give a JSONL file") from error
+        said = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot read gold pairs ({said}); give a JSONL file") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

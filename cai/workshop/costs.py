@@ -19,15 +19,21 @@ from cai.workshop.difference import Difference
 
 
 def relabel(
-    owed: Mapping[str, int], sampled: Mapping[str, int], run: RunView, asked: Mapping[str, Any], bench: Bench
+    owed: Mapping[str, int],
+    sampled: Mapping[str, int],
+    run: RunView,
+    asked: Mapping[str, Any],
+    bench: Bench,
+    difference: Difference,
 ) -> dict[str, Any]:
     """Return the cost of a full re-label: decisions by principle, calls, tokens, and seconds at the sample's speed.
 
     `owed` are the decisions of the judge model that it has to make, `sampled` those of them that the sample has made;
-    they are kept and not paid for twice. Calls are exact, except that after two reasonings of the same words one
-    question is asked.
+    they are kept and not paid for twice, nor is what a principle was asked under another id. Calls are exact, except
+    that after two reasonings of the same words one question is asked.
     """
-    left = {name: n - sampled.get(name, 0) for name, n in owed.items()}
+    kept = set(_asked_before(run, bench, difference))
+    left = {name: 0 if name in kept else n - sampled.get(name, 0) for name, n in owed.items()}
     by_id = {p.id: p for p in bench.principles}
     calls = sum(n * _calls([by_id[id_]], bench).most // len(bench.orders(by_id[id_])) for id_, n in left.items())
     tokens_each = asked["tokens"] / asked["made"] if asked["made"] else _mean_tokens(run, "score", "n_prompt")
@@ -39,6 +45,20 @@ def relabel(
         "tokens": None if tokens_each is None else round(calls * tokens_each),
         "seconds": 0.0 if calls == 0 else None if speed is None else round(calls / speed, 1),
     }
+
+
+def _asked_before(run: RunView, bench: Bench, difference: Difference) -> Iterator[str]:
+    """Yield the principles that were renamed and ask the very same of the very same comparisons.
+
+    Reasons are drawn anew under another id, and so are the principles where not all are asked.
+    """
+    if bench.settings.principles != "all" or any(seat.mode == "cot" for seat in bench.seated(None)):
+        return
+    for new, old in difference.renamed.items():
+        before, after = run.bench.question(difference.old[old]), bench.question(difference.new[new])
+        same_prompts = difference.old[old].domains == difference.new[new].domains
+        if same_prompts and before == after.model_copy(update={"principle_id": old}):
+            yield new
 
 
 def _calls(principles: Sequence[Principle], bench: Bench) -> Calls:

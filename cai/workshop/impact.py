@@ -224,7 +224,9 @@ def measure(preview: Preview, redone: Sequence[Redone], asked: dict[str, Any]) -
         "labels": _labels(redone),
         "rows": _rows(redone, preview.n_touched),
         "regenerate": costs.regenerated(run, difference, preview.bench),
-        "relabel": costs.relabel(preview.owed, Counter(_owed_in(redone, preview)), run, asked, preview.bench),
+        "relabel": costs.relabel(
+            preview.owed, Counter(_owed_in(redone, preview)), run, asked, preview.bench, difference
+        ),
         "examples": [_example(each, preview) for each in _examples(redone, preview)],
     }
 

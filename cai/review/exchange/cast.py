@@ -75,7 +75,8 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        said = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({said}); give the tool's JSON export") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}); give the tool's JSON export") from None
     except RecursionError:
