@@ -11,6 +11,8 @@ import pytest
 from cai.config import EngineSection
 from cai.engine import command
 from cai.errors import UserError
+from cai.model.linear import linear_layers
+from tests.tiny import make_model
 
 
 @pytest.fixture(autouse=True)
@@ -151,12 +153,23 @@ def test_adapters_are_loaded_where_that_serves_faster(
 
 
 def test_a_server_of_adapters_has_room_for_their_rank(folder: Path) -> None:
-    with_room = command.vllm(str(folder), EngineSection(), 1, adapter_rank=20)
+    with_room = command.vllm(str(folder), EngineSection(), 1, adapters=command.Adapters(20, ("o_proj", "q_proj")))
     assert value(with_room.arguments, "--max-lora-rank") == "32"
+    assert value(with_room.arguments, "--lora-target-modules") == "o_proj"  # and q_proj: never the output layer
     assert with_room.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
     assert "--enable-lora" not in command.vllm(str(folder), EngineSection(), 1).arguments
     with pytest.raises(UserError, match="engine.adapters=merge"):
-        command.vllm(str(folder), EngineSection(), 1, adapter_rank=1000)
+        command.vllm(str(folder), EngineSection(), 1, adapters=command.Adapters(1000))
+
+
+def test_the_layers_of_an_adapter_are_those_that_peft_adapts(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = str(make_model(tmp_path))
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(checkpoint), LoraConfig(target_modules="all-linear"))
+    named = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in adapted.named_parameters() if "lora_A" in name}
+    assert set(linear_layers(checkpoint)) == named
 
 
 def test_nothing_is_compiled_behind_an_uncompiled_model(folder: Path) -> None:

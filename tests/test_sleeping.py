@@ -14,6 +14,7 @@ from aiohttp import web
 
 from cai.config import EngineSection, PpoSection
 from cai.engine import command, server, sleeping
+from cai.engine.command import Adapters
 from cai.engine.local import Start
 from cai.errors import EngineError
 from cai.train.loop import Loop
@@ -125,6 +126,6 @@ def test_a_gpu_server_is_given_the_adapter_and_sleeps_between_its_answers(
     second = ["/wake_up", "/v1/load_lora_adapter", "/v1/completions", "/sleep"]
     third = ["/wake_up", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/completions", "/sleep"]
     assert there.knocks == first + second + third and there.models == {"model", "step-1", "step-2"}
-    assert started["sleeps"] and started["adapter_rank"] == 4 and started["checkpoint"] == str(base)
+    assert started["sleeps"] and started["adapters"] == Adapters(4) and started["checkpoint"] == str(base)
     assert started["trust_remote_code"] is False
     assert served.own_gpu(1) == "1", "of what this process may see now, which is the first of the two"

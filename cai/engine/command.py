@@ -38,6 +38,18 @@ _MOST_FORKED_CORES = 16
 _BINDS_OR_SPLITS = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
 
 
+class Adapters(NamedTuple):
+    """The LoRA adapters that a server must be able to take while it runs."""
+
+    rank: int
+    """Their highest rank."""
+    layers: tuple[str, ...] = ()
+    """The last names of the layers they go into; none named means all that can take one.
+
+    Where the output layer can, vLLM computes the log-probabilities of prompts wrongly or ends (vllm#29955, #51594).
+    """
+
+
 class Command(NamedTuple):
     """How to start a server."""
 
@@ -62,13 +74,13 @@ def vllm(
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    adapter_rank: int | None = None,
+    adapters: Adapters | None = None,
     sleeps: bool = False,
 ) -> Command:
     """Return how to serve a folder or hub id with the build of vLLM that is installed.
 
-    A hub id is served at the commit that its identity names. With `adapter_rank` the server takes LoRA adapters of up
-    to this rank while it runs; with `sleeps` it can give its GPU back for a while. Raises UserError where there is no
+    A hub id is served at the commit that its identity names. With `adapters` the server takes such LoRA adapters
+    while it runs; with `sleeps` it can give its GPU back for a while. Raises UserError where there is no
     vLLM, or `engine.args` ask for what has a key of its own.
     """
     if "--trust-remote-code" in engine.args:
@@ -109,11 +121,11 @@ def vllm(
         *("--generation-config", "vllm"),
         *("--enable-prompt-tokens-details", "--disable-log-stats", "--disable-uvicorn-access-log"),
         *(("--max-model-len", str(length)) if length else ()),
-        *(("--enable-lora", "--max-lora-rank", str(_room(adapter_rank))) if adapter_rank else ()),
+        *(_adapter_flags(adapters) if adapters else ()),
         *flags,
         *engine.args,
     ]
-    if adapter_rank:
+    if adapters:
         environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     return Command(arguments, environment, _given("--served-model-name", engine.args) or "model")
 
@@ -185,6 +197,11 @@ def _cpu_flags(engine: EngineSection, length: int | None) -> list[str]:
     if "--dtype" not in engine.args:
         flags += ["--dtype", "bfloat16" if cpu_multiplies_bfloat16() else "float32"]
     return flags
+
+
+def _adapter_flags(adapters: Adapters) -> list[str]:
+    named = ("--lora-target-modules", *adapters.layers) if adapters.layers else ()
+    return ["--enable-lora", "--max-lora-rank", str(_room(adapters.rank)), *named]
 
 
 def _room(rank: int) -> int:

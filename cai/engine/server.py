@@ -181,12 +181,12 @@ async def start(
     identity: str,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    adapter_rank: int | None = None,
+    adapters: commands.Adapters | None = None,
     sleeps: bool = False,
 ) -> Server:
     """Start a server for `checkpoint` (a folder or hub id) and return it when it serves.
 
-    With `adapter_rank` it takes LoRA adapters of up to this rank later on; with `sleeps` it can leave its GPU to a
+    With `adapters` it takes such LoRA adapters later on; with `sleeps` it can leave its GPU to a
     training for a while (see `cai.engine.sleeping`).
     """
     await asyncio.to_thread(stop_leftovers, run_dir, name)
@@ -201,7 +201,7 @@ async def start(
             port,
             revision=revision,
             trust_remote_code=trust_remote_code,
-            adapter_rank=adapter_rank,
+            adapters=adapters,
             sleeps=sleeps,
         )
     server = Server(command, port, engine=engine, run_dir=run_dir, name=name, identity=identity)

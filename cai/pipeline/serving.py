@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cai.config import EngineSection, ModelSection, RunConfig
+from cai.config import EngineSection, LoraSection, ModelSection, RunConfig
 from cai.engine import server as servers
 from cai.engine.client import Client, served_name
-from cai.engine.command import loads_adapters
+from cai.engine.command import Adapters, loads_adapters
 from cai.engine.identity import cached_commit, model_identity
 from cai.engine.model import Generate, Likelihood, Model, Reply, ScoreGroup
 from cai.engine.transport import Endpoint
 from cai.errors import CaiError, UserError
 from cai.model.fetch import resolve
+from cai.model.linear import linear_layers
 from cai.pipeline.meter import Meter
 
 
@@ -84,7 +85,7 @@ class Fleet:
         """
         trusted = self._config.models.policy.trust_remote_code  # its code is saved beside what it has become
         section, folder = ModelSection(checkpoint=str(path), trust_remote_code=trusted), path.parent / "adapter"
-        if base is None or base.section.base_url or not folder.is_dir() or not loads_adapters(self._engine):
+        if base is None or base.section.base_url or not folder.is_dir() or not self._loads_adapters:
             return self.model(section, name)
         # Where weights are merged they are rounded anew, so the two roads are two models.
         identity = f"{base.identity} with {model_identity(str(folder))}"
@@ -165,7 +166,7 @@ class Fleet:
                 identity=identity,
                 revision=section.revision,
                 trust_remote_code=section.trust_remote_code,
-                adapter_rank=self._adapter_rank(section),
+                adapters=await asyncio.to_thread(self._adapters, section),
                 sleeps=self.sleeps,
             )
         self._servers[identity] = server
@@ -184,12 +185,31 @@ class Fleet:
         tokens = load_tokens(model.section, self._engine)
         return Client(self._endpoints[base], self._engine, identity=model.identity, name=model.name, tokenizer=tokens)
 
-    def _adapter_rank(self, section: ModelSection) -> int | None:
-        """Return the rank of the adapters that may be loaded beside this model, or None where none will be."""
-        if section.checkpoint != self._config.models.policy.checkpoint or not loads_adapters(self._engine):
+    @property
+    def _loras(self) -> list[LoraSection]:
+        """The adapters that this run trains."""
+        trained = [getattr(self._config.train, p.train).lora for p in self._config.phases if p.train != "none"]
+        return [lora for lora in trained if lora]
+
+    @property
+    def _loads_adapters(self) -> bool:
+        # With an adapter on the output layer, vLLM takes no part of it for the log-probabilities of prompts.
+        return loads_adapters(self._engine) and all("lm_head" not in lora.targets for lora in self._loras)
+
+    def _adapters(self, section: ModelSection) -> Adapters | None:
+        """Return what adapters may be loaded beside this model, or None where none will be."""
+        if section.checkpoint != self._config.models.policy.checkpoint or not self._loads_adapters or not self._loras:
             return None
-        adapters = [getattr(self._config.train, p.train).lora for p in self._config.phases if p.train != "none"]
-        return max((adapter.r for adapter in adapters if adapter), default=None)
+        rank, layers = max(lora.r for lora in self._loras), set[str]()
+        for targets in {lora.targets for lora in self._loras} if self._engine.kind == "vllm" else ():
+            every = targets == "all-linear"
+            layers |= set(self._linear_layers(section) if every else targets)
+        return Adapters(rank, tuple(sorted(layers)))
+
+    @staticmethod
+    def _linear_layers(section: ModelSection) -> tuple[str, ...]:
+        checkpoint, trusted = resolve(str(section.checkpoint)), section.trust_remote_code
+        return linear_layers(checkpoint, section.revision, trust_remote_code=trusted)
 
     async def _connect(self, identity: str, section: ModelSection) -> Model:
         key = _api_key(section)

@@ -19,6 +19,7 @@ from accelerate import PartialState
 from cai.config import EngineSection
 from cai.engine import server as servers
 from cai.engine import sleeping
+from cai.engine.command import Adapters
 from cai.engine.local import Start
 from cai.engine.transport import Endpoint
 from cai.errors import EngineError
@@ -64,7 +65,7 @@ class Served:
             name="rollouts",
             identity="policy in training",
             trust_remote_code=self._job.trust_remote_code,
-            adapter_rank=lora.r if self._hot and lora else None,
+            adapters=Adapters(lora.r) if self._hot and lora else None,
             sleeps=self._shares_gpu,
         )
         self._endpoint = Endpoint(self._server.url, engine)
