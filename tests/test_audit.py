@@ -332,6 +332,21 @@ def test_compare_names_the_edited_principle_and_the_labels_that_flipped_because_
     assert "principle 'kind' edited" in runs.cai("audit", "compare", finished, edited).stdout
 
 
+def test_a_principle_that_only_goes_by_another_id_is_renamed_and_is_no_cause_of_a_flip(tmp_path: Path) -> None:
+    runs.write_inputs(tmp_path, n_prompts=6)
+    text = tmp_path / "constitution.yaml"
+    phases = [{"name": "walk", "samples": 2, "pairs": ["samples"]}]
+    made = []
+    for name in ("one", "other"):
+        tree = runs.config(tmp_path, name=name, phases=phases, run__reuse=True)
+        made.append(RunView(runs.run_json(runs.write_config(tmp_path, tree))["run"]))
+        text.write_text(text.read_text().replace("id: clear", "id: plain").replace("weight: 2.0", "weight: 9.0"))
+    found = compare(*made)
+    assert [(c["principle"], c["change"]) for c in found["constitution"]] == [("brief", "edited"), ("plain", "renamed")]
+    assert found["flips"] and set(found["causes"]) == {"weight"}
+    assert "principle 'plain' renamed" in runs.cai("audit", "compare", *(run.folder for run in made)).stdout
+
+
 def test_the_summary_adds_up_and_tells_of_an_always_a_judge(tmp_path: Path, finished: Path) -> None:
     found = summary(RunView(finished))
     assert (

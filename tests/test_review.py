@@ -197,6 +197,8 @@ def test_reviewers_do_not_see_each_other_and_a_dispute_is_decided_outright(desk:
     desk.vote("bob", item.id, {"left": "right", "right": "left"}[against_the_judge(desk, "bob", item)])
     assert desk.book.override(item.comparison_id) is None, "people disagree, so the judge's label stands"
     assert [d["comparison_id"] for d in desk.disputes()] == [item.comparison_id]
+    (told,) = json.loads(runs.cai("review", "disputes", desk.run.folder, "--json").stdout)
+    assert told["asked"] == desk.texts(item)[0][-1].content and set(told["votes"]) == {"ann", "bob"}
     assert label_source(desk, item) == "judge"
     desk.override(item.comparison_id, "tie", author="cat", reason="both right in part")
     assert desk.disputes() == []

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from cai import canon
 from cai.constitution import PARTS, Constitution
 from cai.evaluate.intervals import wilson
 from cai.manifest import FREE_FIELDS, _flat
@@ -24,15 +25,15 @@ def compare(one: RunView, other: RunView) -> dict[str, Any]:
     that asked for them, or sampling where those are the same; where they do not, the fold rule that reads them.
     A cause of a flip can also be an override.
     """
-    matched = list(_matched(one, other))
-    flips = [_flip(one, other, a, b) for a, b in matched if a.settled.label != b.settled.label]
+    matched, renamed = list(_matched(one, other)), _renamed(one.constitution, other.constitution)
+    flips = [_flip(one, other, a, b, renamed) for a, b in matched if a.settled.label != b.settled.label]
     rate = wilson(len(flips), len(matched))
     return {
         "runs": [str(one.folder), str(other.folder)],
         "config": _fields(one, other),
         "models": _changed(one.models, other.models),
         "templates": _templates(one, other),
-        "constitution": list(_constitution(one.constitution, other.constitution)),
+        "constitution": list(_constitution(one.constitution, other.constitution, renamed)),
         "pairs": {"one": _n_pairs(one), "other": _n_pairs(other), "matched": len(matched)},
         "flip_rate": None
         if rate is None
@@ -65,22 +66,29 @@ def _templates(one: RunView, other: RunView) -> list[dict[str, Any]]:
     return found
 
 
-def _constitution(one: Constitution, other: Constitution) -> Iterator[dict[str, Any]]:
-    """Yield every principle that was added, removed or changed, with the parts that differ."""
-    ours, theirs = {p.id: p for p in one.principles}, {p.id: p for p in other.principles}
+def _renamed(one: Constitution, other: Constitution) -> dict[str, str]:
+    """Return old ids by new ones, for principles of which every text is the same."""
+    gone = {canon.dumps(p.part_ids): p.id for p in one.principles if p.id not in other.by_id}
+    new = [(p.id, canon.dumps(p.part_ids)) for p in other.principles if p.id not in one.by_id]
+    return {id_: gone.pop(texts) for id_, texts in new if texts in gone}
+
+
+def _constitution(one: Constitution, other: Constitution, renamed: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Yield every principle that was added, removed, renamed or changed, with the parts that differ."""
+    ours, theirs = {p.id: p for p in one.principles}, {renamed.get(p.id, p.id): p for p in other.principles}
     for id_ in ours.keys() - theirs.keys():
         yield {"principle": id_, "change": "removed", "line": one.line_of(id_)}
     for id_ in theirs.keys() - ours.keys():
         yield {"principle": id_, "change": "added", "line": other.line_of(id_)}
     for id_ in (i for i in ours if i in theirs):
         before, after = ours[id_].model_dump(mode="json"), theirs[id_].model_dump(mode="json")
-        parts = [n for n in (*PARTS, "weight", "domains", "title") if before.get(n) != after.get(n)]
+        parts = [n for n in ("id", *PARTS, "weight", "domains", "title") if before.get(n) != after.get(n)]
         if parts:
             yield {
-                "principle": id_,
-                "change": "edited",
+                "principle": theirs[id_].id,
+                "change": "renamed" if "id" in parts else "edited",
                 "parts": {n: [before.get(n), after.get(n)] for n in parts},
-                "line": other.line_of(id_),
+                "line": other.line_of(theirs[id_].id),
             }
 
 
@@ -114,8 +122,8 @@ def _matched(one: RunView, other: RunView) -> Iterator[tuple[Ended, Ended]]:
             yield end, theirs.pop(_key(end))
 
 
-def _flip(one: RunView, other: RunView, a: Ended, b: Ended) -> dict[str, Any]:
-    ours, theirs = _votes(a), _votes(b)
+def _flip(one: RunView, other: RunView, a: Ended, b: Ended, renamed: dict[str, str]) -> dict[str, Any]:
+    ours, theirs = _votes(a), {renamed.get(id_, id_): vote for id_, vote in _votes(b).items()}
     changed = []
     for id_ in sorted(ours.keys() | theirs.keys()):
         mine, yours = ours.get(id_), theirs.get(id_)

@@ -185,14 +185,19 @@ def handle_disputes(arguments: argparse.Namespace) -> int:
     from cai.review import Desk
 
     with Desk(arguments.run) as desk:
-        found = desk.disputes()
-    rows = [[d["comparison_id"], ", ".join(f"{r}: {c}" for r, c in d["votes"].items())] for d in found]
+        found = [d | {"asked": _asked(desk.run, d["comparison_id"])} for d in desk.disputes()]
+    rows = [[d["comparison_id"], ", ".join(f"{r}: {c}" for r, c in d["votes"].items()), d["asked"][:60]] for d in found]
     lines = [
-        table(rows, head=("pair", "votes")),
+        table(rows, head=("pair", "votes", "asked")),
         f'decide: cai review override {arguments.run} PAIR --label a|b|tie --reason "..."',
     ]
     tell(arguments.json, found, lines if rows else ["reviewers disagree on no pair"])
     return 0
+
+
+def _asked(run: Any, comparison_id: str) -> str:
+    """Return what a comparison's answers were given to."""
+    return str(run.record(run.record(comparison_id).prompt_id).messages[-1].content)
 
 
 def handle_override(arguments: argparse.Namespace) -> int:
