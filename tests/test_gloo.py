@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from cai.engine.scripted.server import ScriptedProcess
 from tests.forked import Training, training
 from tests.planted import write_prompts
 from tests.tiny import make_model
@@ -130,3 +131,26 @@ def test_a_policy_in_parts_gives_the_loss_curve_of_a_whole_one_and_is_resumed(lo
     ours, theirs = (load_file(next((tmp_path / out).glob("*/*model.safetensors"))) for out in ("out-1", "out-2"))
     assert ours.keys() == theirs.keys()
     assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 1e-3
+
+
+def test_processes_ask_one_judge_and_each_keeps_what_it_asked(tmp_path: Path) -> None:
+    from cai import shipped
+    from cai.config import EngineSection
+
+    spec = spec_of("ppo", tmp_path)
+    spec["settings"] |= {"max_steps": 2, "reward": {"judge_weight": 1.0}, "watch": {"every": 1}}
+    text = CONSTITUTION.replace("revision: x, check: {must_match: [e]}", "compare: Which answer is kinder?")
+    Path(spec["constitution"]).write_text(text)
+    with ScriptedProcess() as server:
+        spec["judge"] = {
+            "model": {"base_url": [server.url]},
+            "engine": EngineSection(kind="scripted").model_dump(mode="json"),
+            "identity": "scripted",
+            "tokens": "bytes",
+            "templates": str(shipped.root() / "prompts"),
+            "near": str(tmp_path / "run"),
+            "max_outside_mass": 0.5,
+        }
+        losses(spec, tmp_path, processes=2)
+    assert all("reward_judge" in row and "held_out_judge" in row for row in curve(tmp_path / "out-2") if row["step"])
+    assert {path.name for path in (tmp_path / "out-2").glob("*.sqlite")} == {"judged.sqlite", "judged-1.sqlite"}

@@ -325,6 +325,6 @@ def test_held_out_pairs_are_scored_and_the_report_agrees(
     assert first["rewards"] == pytest.approx(found[0].tolist(), abs=1e-5) and first["chosen"]
     assert main(["train", str(spec), "--show", "1"]) == 0
     assert "⟦<end>⟧" in capsys.readouterr().out
-    assert main(["train", str(spec), "method=dpo", "--show", "1"]) == 0
+    assert main(["train", str(spec), "method=dpo", "held_out=null", "--show", "1"]) == 0
     shown = capsys.readouterr().out
     assert "chosen (p = 0.95): ⟦" in shown and "<start> assistant" in shown.split("⟦")[0]
