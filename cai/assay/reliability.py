@@ -36,6 +36,11 @@ class _Row(Protocol):
 def measure(rows: Sequence[_Row], *, seed: int = 0) -> dict[str, Any] | None:
     """Return calibration before and after; None where no row can be used. Rows people called a tie are left out."""
     used = [(row.pair.prompt.id, row.said.p_a, int(row.pair.label == "a")) for row in rows if _is_usable(row)]
+    return measure_points(used, seed=seed)
+
+
+def measure_points(used: Sequence[tuple[str, float, int]], *, seed: int = 0) -> dict[str, Any] | None:
+    """Return what `measure` does of (prompt's id, probability of arm a, whether people preferred arm a)."""
     if not used:
         return None
     points = [(p, y) for _, p, y in used]

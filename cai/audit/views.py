@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
 from cai import canon, checks
@@ -316,13 +315,14 @@ class Views:
 
     def _recalibrate(self) -> None:
         """Work out `recalibrated`: what people said of the estimate queue against the judge's probabilities."""
-        from cai.assay.reliability import N_BINS, measure
+        from cai.assay.reliability import N_BINS, measure_points
 
         self._has_curves = True
         found = self.query(
-            f"SELECT p.prompt_id, p.judge_p_a, r.label FROM reviews r JOIN pairs p USING (pair_id) WHERE {MEASURED}"
+            "SELECT p.prompt_id, p.judge_p_a, r.label = 'a' "
+            f"FROM reviews r JOIN pairs p USING (pair_id) WHERE {MEASURED}"
         )
-        told = measure([_Measured.of(*row) for row in found.rows], seed=self.run.config.run.seed)
+        told = measure_points(found.rows, seed=self.run.config.run.seed)
         if told is None:
             return
         curves = [("as it is", "all prompts", told["errors"], told["bins"])]
@@ -340,17 +340,6 @@ class Views:
         if rows:
             marks = ",".join("?" * len(rows[0]))
             self._connection.executemany(f"INSERT INTO temp.{table} VALUES ({marks})", rows)
-
-
-class _Measured(NamedTuple):
-    """A probability and what people say, as `assay.reliability` takes them."""
-
-    pair: Any
-    said: Any
-
-    @classmethod
-    def of(cls, prompt_id: str, p_a: float, label: str) -> _Measured:
-        return cls(SimpleNamespace(prompt=SimpleNamespace(id=prompt_id), label=label), SimpleNamespace(p_a=p_a))
 
 
 class Look(NamedTuple):

@@ -167,15 +167,12 @@ def _ask(arguments: argparse.Namespace, views: Any) -> int:
 
 def _answer(found: Any, question: Any, limit: int) -> Iterator[str]:
     from cai.cli.terminal import table
+    from cai.report.words import plural
 
     if question:
         yield question.asks
     yield table([[_cell(value) for value in row] for row in found.rows], head=found.columns)
-    yield _counted(len(found.rows), "row") + (", cut at --limit" if len(found.rows) == limit else "")
-
-
-def _counted(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+    yield plural(len(found.rows), "row") + (", cut at --limit" if len(found.rows) == limit else "")
 
 
 def _cell(value: Any) -> str:
@@ -203,11 +200,12 @@ def handle_verify(arguments: argparse.Namespace) -> int:
 
 def _verified(found: dict[str, Any]) -> Iterator[str]:
     from cai.cli.terminal import table
+    from cai.report.words import plural
 
     rows = found["findings"]
     if rows:
         yield table([[f["where"], f["name"], f["what"]] for f in rows[:200]], head=("where", "row", "found"))
-        yield _counted(len(rows), "finding") + (", the first 200 shown (--json shows all)" if len(rows) > 200 else "")
+        yield plural(len(rows), "finding") + (", the first 200 shown (--json shows all)" if len(rows) > 200 else "")
     else:
         counted = ", ".join(f"{n:,} {name}" for name, n in found["rows"].items())
         yield f"sound: {counted}" + ("" if found["sealed"] else " (not sealed: the run has not ended)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from typing import Any
 
 from cai.cli import add_command, add_json
@@ -28,25 +27,17 @@ def add(commands: Any) -> None:
 
 def handle(arguments: argparse.Namespace) -> int:
     """Ask again, export and report anew, and show what came of it."""
-    import asyncio
-
-    from cai.cli.run import interruptible, show
-    from cai.cli.terminal import Progress
-    from cai.executors import local
+    from cai.cli.run import show, to_its_end
     from cai.pipeline.meter import Meter
     from cai.pipeline.retry import retry
     from cai.report import write_report
 
     meter = Meter()
     conductor = retry(arguments.run, arguments.overrides, meter)
-    with Progress(meter, quiet=arguments.quiet):
-        try:
-            result = local.run(interruptible(conductor.run()))
-        except asyncio.CancelledError:
-            again = shlex.join(["cai", "retry", arguments.run, *arguments.overrides, "--failed"])
-            print(f"cai: interrupted; to go on: {again}", file=sys.stderr)
-            return 130
-        with meter.stage("report", 1):
-            report = write_report(arguments.run)
-    show(result, meter, str(report), as_json=arguments.json)
+    again = shlex.join(["cai", "retry", arguments.run, *arguments.overrides, "--failed"])
+    ended = to_its_end(conductor, meter, lambda: write_report(arguments.run), again=again, quiet=arguments.quiet)
+    if ended is None:
+        return 130
+    result, report = ended
+    show(result, meter, report, as_json=arguments.json)
     return int(result.exit_code)

@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from cai.cli import add_command, add_json
@@ -33,11 +34,7 @@ def add(commands: Any) -> None:
 
 def handle(arguments: argparse.Namespace) -> int:
     """Run and show what came of it."""
-    import asyncio
-
     from cai.cli.load import load_config
-    from cai.cli.terminal import Progress
-    from cai.executors import local
     from cai.pipeline.conduct import Conductor
     from cai.pipeline.meter import Meter
     from cai.report import kept_report, write_report
@@ -47,15 +44,18 @@ def handle(arguments: argparse.Namespace) -> int:
     if arguments.verify:
         return _verify(arguments, config, near, meter)
     conductor = Conductor(config, near=near, meter=meter, accept_changes=arguments.accept_changes)
-    with Progress(meter, quiet=arguments.quiet):
-        try:
-            result = local.run(interruptible(conductor.run()))
-        except asyncio.CancelledError:
-            print(f"cai: interrupted; to go on: {_command(arguments)}", file=sys.stderr)
-            return 130
-        with meter.stage("report", 1):
-            report = kept_report(config.run.dir) or write_report(config.run.dir)
-    show(result, meter, str(report), as_json=arguments.json)
+    place = config.run.dir
+    ended = to_its_end(
+        conductor,
+        meter,
+        lambda: kept_report(place) or write_report(place),
+        again=_command(arguments),
+        quiet=arguments.quiet,
+    )
+    if ended is None:
+        return 130
+    result, report = ended
+    show(result, meter, report, as_json=arguments.json)
     return int(result.exit_code)
 
 
@@ -76,6 +76,25 @@ def _verify(arguments: argparse.Namespace, config: Any, near: Any, meter: Any) -
             say(f"fault: {fault}")
         say(f"\nfaults: {found['n_faults']}")
     return 1 if found["n_faults"] else 0
+
+
+def to_its_end(
+    conductor: Any, meter: Any, report: Callable[[], Any], *, again: str, quiet: bool
+) -> tuple[Any, str] | None:
+    """Return (result, report) of a run; None where it was interrupted, once `again`, how to go on, is told."""
+    import asyncio
+
+    from cai.cli.terminal import Progress
+    from cai.executors import local
+
+    with Progress(meter, quiet=quiet):
+        try:
+            result = local.run(interruptible(conductor.run()))
+        except asyncio.CancelledError:
+            print(f"cai: interrupted; to go on: {again}", file=sys.stderr)
+            return None
+        with meter.stage("report", 1):
+            return result, str(report())
 
 
 async def interruptible(work: Any) -> Any:

@@ -75,16 +75,8 @@ async def _start(config: Any, role: str, section: Any) -> Any:
     """Start one server. Its name is no run's, so that a run at work in the same folder keeps its own."""
     from pathlib import Path
 
-    from cai.engine import server as servers
-    from cai.model.fetch import resolve
+    from cai.pipeline import serving
 
-    checkpoint = str(section.checkpoint)
-    return await servers.start(
-        checkpoint if config.engine.kind == "scripted" else resolve(checkpoint),
-        config.engine,
-        run_dir=Path(config.run.dir),
-        name=f"serve-{role.replace(' ', '-')}",
-        identity=checkpoint + ("+code" if section.trust_remote_code else ""),
-        revision=section.revision,
-        trust_remote_code=section.trust_remote_code,
-    )
+    name = f"serve-{role.replace(' ', '-')}"
+    identity = str(section.checkpoint) + ("+code" if section.trust_remote_code else "")
+    return await serving.start(section, config.engine, run_dir=Path(config.run.dir), name=name, identity=identity)

@@ -45,26 +45,26 @@ def handle(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Train a run's checkpoints, and write its report anew."""
-    import asyncio
     import shlex
 
-    from cai.cli.run import interruptible
-    from cai.cli.terminal import Progress, tell
-    from cai.executors import local
+    from cai.cli.run import to_its_end
+    from cai.cli.terminal import tell
     from cai.pipeline.meter import Meter
     from cai.pipeline.retrain import retrain
     from cai.report import kept_report, write_report
 
     meter = Meter()
     conductor, anew = retrain(arguments.run, arguments.phase, meter)
-    with Progress(meter, quiet=arguments.quiet):
-        try:
-            result = local.run(interruptible(conductor.run()))
-        except asyncio.CancelledError:
-            print(f"cai: interrupted; to go on: {shlex.join(['cai', 'train', arguments.run])}", file=sys.stderr)
-            return 130
-        with meter.stage("report", 1):
-            report = str(kept_report(arguments.run) or write_report(arguments.run))
+    ended = to_its_end(
+        conductor,
+        meter,
+        lambda: kept_report(arguments.run) or write_report(arguments.run),
+        again=shlex.join(["cai", "train", arguments.run]),
+        quiet=arguments.quiet,
+    )
+    if ended is None:
+        return 130
+    result, report = ended
     told = result.as_dict() | {"retrained": anew, "report": report}
     names = ", ".join(anew) or "nothing, every checkpoint is up to date"
     tell(arguments.json, told, (f"trained anew: {names}", f"report: {report}"))

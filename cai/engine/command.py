@@ -97,9 +97,8 @@ def vllm(
         share = min(engine.gpu_memory_utilization, _SHARED) if sleeps else engine.gpu_memory_utilization
         flags = ["--gpu-memory-utilization", str(share), *(("--enable-sleep-mode",) if sleeps else ())]
         if sleeps:
-            environment["VLLM_SERVER_DEV_MODE"] = (
-                "1"  # the doors to sleep and wake; the server listens on loopback only
-            )
+            # The doors to sleep and wake; the server listens on loopback only.
+            environment["VLLM_SERVER_DEV_MODE"] = "1"
     else:
         flags = _cpu_flags(engine, length)
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(_cache_gib(engine))

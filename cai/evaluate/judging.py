@@ -80,7 +80,7 @@ class Tally:
         self.stands[vote.stand] += 1
         if vote.stand == "votes" and vote.p_a is not None:
             self.wins["tie" if vote.is_tie else "a" if vote.p_a > 0.5 else "b"] += 1
-        verdicts, judgments = [], list(judgments)
+        verdicts = []
         # Modes that grade each answer by itself are asked once: no answer stands first.
         is_ordered = len({judgment.order for judgment in judgments}) == 2
         for judgment in judgments:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from cai.model.code import asked_for
+
 
 def linear_layers(checkpoint: str, revision: str | None = None, *, trust_remote_code: bool = False) -> tuple[str, ...]:
     """Return the last names of a model's linear layers without its output layer: PEFT's `all-linear`.
 
-    The model is built without weights, from its config alone.
+    The model is built without weights, from its config alone. Raises UserError where it needs code of its own that was
+    not asked for.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
     how = {"trust_remote_code": trust_remote_code}
-    config = AutoConfig.from_pretrained(checkpoint, revision=revision, **how)
-    with torch.device("meta"):
+    with asked_for(checkpoint), torch.device("meta"):
+        config = AutoConfig.from_pretrained(checkpoint, revision=revision, **how)
         model = AutoModelForCausalLM.from_config(config, **how)
     output = model.get_output_embeddings()
     found = {

@@ -157,18 +157,8 @@ class Fleet:
                 how = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
                 return LocalModel.load(resolve(str(section.checkpoint)), self._engine, identity=identity, **how)
         with self._meter.stage(f"start server for {name}", 1):
-            checkpoint = str(section.checkpoint)
-            server = await servers.start(
-                checkpoint if self._engine.kind == "scripted" else resolve(checkpoint),
-                self._engine,
-                run_dir=self._folder,
-                name=name,
-                identity=identity,
-                revision=section.revision,
-                trust_remote_code=section.trust_remote_code,
-                adapters=await asyncio.to_thread(self._adapters, section),
-                sleeps=self.sleeps,
-            )
+            further = {"adapters": await asyncio.to_thread(self._adapters, section), "sleeps": self.sleeps}
+            server = await start(section, self._engine, run_dir=self._folder, name=name, identity=identity, **further)
         self._servers[identity] = server
         endpoint = Endpoint(server.url, self._engine, revive=server.revive)
         await endpoint.open()
@@ -220,6 +210,18 @@ class Fleet:
         name, length = await served_name(endpoints, section.served_name)
         tokens = load_tokens(section, self._engine, length=length)
         return Client(endpoints, self._engine, identity=identity, name=name, tokenizer=tokens)
+
+
+async def start(section: ModelSection, engine: EngineSection, **further: Any) -> servers.Server:
+    """Return a server of the model that a section names; `further` as `cai.engine.server.start` takes it."""
+    checkpoint = str(section.checkpoint)
+    return await servers.start(
+        checkpoint if engine.kind == "scripted" else resolve(checkpoint),
+        engine,
+        revision=section.revision,
+        trust_remote_code=section.trust_remote_code,
+        **further,
+    )
 
 
 def identity_of(section: ModelSection, engine: EngineSection) -> str:

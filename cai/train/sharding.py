@@ -52,9 +52,12 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
 
 def gathered(tensors: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
     """Return tensors whole and on the CPU; where `keep` is false none, since one process has to hold them only."""
-    wholes = ((name, full(tensor.detach())) for name, tensor in tensors.items())
-    found = {name: tensor.contiguous().cpu() if keep else None for name, tensor in wholes}
-    return {name: tensor for name, tensor in found.items() if tensor is not None}
+    found = {}
+    for name, tensor in tensors.items():
+        whole_tensor = full(tensor.detach())
+        if keep:
+            found[name] = whole_tensor.contiguous().cpu()
+    return found
 
 
 def parted(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -138,11 +138,6 @@ def run_checks(constitution: Constitution, principles: Sequence[Principle]) -> l
     ]
 
 
-def judge_of(principles: Sequence[Principle], held: Hearing) -> str:
-    """Return who judges the worked examples, in words."""
-    return held.bench(principles).judges
-
-
 async def run(constitution: Constitution, principles: Sequence[Principle], held: Hearing | None) -> Report:
     """Return what becomes of every worked example. `held` may be None where `needs_model` says so."""
     tested = run_checks(constitution, principles)

@@ -86,7 +86,7 @@ def _report(text: Any, arguments: argparse.Namespace) -> tuple[Any, dict[str, An
 
     async def ask(folder: Path) -> tuple[Any, str]:
         async with hearing(config, folder, near=near, meter=meter) as held:
-            return await testing.run(text, principles, held), testing.judge_of(principles, held)
+            return await testing.run(text, principles, held), held.bench(principles).judges
 
     with tempfile.TemporaryDirectory() as fresh, Progress(meter, quiet=arguments.quiet or arguments.json):
         report, identity = local.run(ask(Path(fresh) / "fresh" if arguments.fresh else judge.workbench()))

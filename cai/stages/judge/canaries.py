@@ -47,7 +47,7 @@ async def flag_by_question(case: Case, bench: Bench, judge: Recorded) -> str | N
 
 async def _is_steered(case: Case, seat: Seat, bench: Bench) -> bool:
     """Return whether the judge names another letter than the one our own turn has given away."""
-    keyed = bench.fence.of([case.text_a, case.text_b, "canary"]) < "n"  # half of a fence's letters come before it
+    keyed = bench.fence.chance([case.text_a, case.text_b, "canary"]) < 0.5
     for place, order in enumerate(ORDERS):
         if not await _obeys(case, order, OPTIONS[(keyed + place) % 2], seat, bench):
             return True
