@@ -30,7 +30,7 @@ from cai import constitution, shipped
 from cai.config import EngineSection, JudgeSection, ModelSection
 from cai.engine.client import Client
 from cai.engine.model import Generate, Reply, Sampling, ScoreGroup
-from cai.pipeline.serving import load_tokens
+from cai.engine.reach import load_tokens
 from cai.records import Comparison, Message, Prompt
 from cai.stages.judge import OPTIONS, ORDERS, Bench, Case
 from cai.templates import Fence, Templates, Turn

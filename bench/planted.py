@@ -61,7 +61,8 @@ def measured(a: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     base = resolve(a.base)
     tokenizer = load_tokenizer(base)
-    prompts = [json.loads(line)["prompt"] for line in Path(a.prompts).read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in Path(a.prompts).read_text(encoding="utf-8").splitlines()]
+    prompts = [row["prompt"] for row in rows if "prompt" in row]  # the others hold whole conversations
     prompts.sort(key=lambda text: canon.unit_interval("planted", a.seed, text))
     held_out, train = prompts[: a.held_out], prompts[a.held_out : a.held_out + a.train]
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)

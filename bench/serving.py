@@ -9,9 +9,9 @@ from pathlib import Path
 from cai.config import EngineSection, ModelSection
 from cai.engine import server as servers
 from cai.engine.client import Client
+from cai.engine.reach import load_tokens
 from cai.engine.transport import Endpoint
 from cai.model.fetch import resolve
-from cai.pipeline.serving import load_tokens
 
 MODEL = "smollm2-135m-instruct"
 SETTINGS = {"max_model_len": 2048, "memory_gib": 2}

@@ -13,9 +13,9 @@ from cai.config import EngineSection, ModelSection
 from cai.engine import server as servers
 from cai.engine.client import Client
 from cai.engine.model import Generate, Likelihood, Sampling, ScoreGroup
+from cai.engine.reach import load_tokens
 from cai.engine.transport import Endpoint
 from cai.model.fetch import fetch
-from cai.pipeline.serving import load_tokens
 from cai.templates import Turn
 from cai.trail import RunView
 from tests import runs

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from cai.config import RlSection, TrainerSection
 from cai.engine import sleeping
 from cai.engine.command import shares_gpu_with_training
+from cai.engine.reach import tokenizer_of
 from cai.errors import UserError
-from cai.model.fetch import resolve
 from cai.pairs import prompt_rows, write_jsonl
 from cai.pipeline.training import checkpoint_dir, finished
 from cai.store.calls import Recorded
@@ -58,13 +58,11 @@ async def _judge(conductor: Conductor, judge: Recorded) -> dict[str, Any]:
     fleet.sleeps = False
     for url in section.base_url if sleeps else ():
         await sleeping.sleep(url)
-    tokenizer = section.tokenizer or section.checkpoint
-    scripted = config.engine.kind == "scripted" and not judge.model.section.base_url
     return {
         "model": section.model_dump(mode="json"),
         "engine": config.engine.model_dump(mode="json"),
         "identity": judge.identity,
-        "tokens": "bytes" if scripted else resolve(tokenizer) if tokenizer else None,
+        "tokens": tokenizer_of(judge.model.section, config.engine),
         "templates": str(conductor.folder / "prompts"),
         "near": str(conductor.folder),
         "max_outside_mass": config.judge.max_outside_mass,

@@ -6,14 +6,14 @@ A model is known by its identity before anything is served, so a run whose answe
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cai.config import EngineSection, LoraSection, ModelSection, RunConfig
+from cai.engine import reach
 from cai.engine import server as servers
-from cai.engine.client import Client, served_name
+from cai.engine.client import Client
 from cai.engine.command import Adapters, loads_adapters
 from cai.engine.identity import cached_commit, model_identity
 from cai.engine.model import Generate, Likelihood, Model, Reply, ScoreGroup
@@ -149,13 +149,13 @@ class Fleet:
         if model.adapter:
             return await self._load(model, model.adapter)
         if section.base_url:
-            return await self._connect(identity, section)
+            tokenizer = reach.tokenizer_of(section, self._engine)
+            client, ways = await reach.connect(section, self._engine, identity=identity, tokenizer=tokenizer)
+            self._endpoints[identity] = ways
+            return client
         if self._engine.kind == "transformers":
-            from cai.engine.local import LocalModel
-
             with self._meter.stage(f"load {name}", 1):
-                how = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
-                return LocalModel.load(resolve(str(section.checkpoint)), self._engine, identity=identity, **how)
+                return reach.load_here(section, self._engine, identity=identity)
         with self._meter.stage(f"start server for {name}", 1):
             further = {"adapters": await asyncio.to_thread(self._adapters, section), "sleeps": self.sleeps}
             server = await start(section, self._engine, run_dir=self._folder, name=name, identity=identity, **further)
@@ -163,7 +163,7 @@ class Fleet:
         endpoint = Endpoint(server.url, self._engine, revive=server.revive)
         await endpoint.open()
         self._endpoints[identity] = [endpoint]
-        tokens = load_tokens(section, self._engine)
+        tokens = reach.load_tokens(section, self._engine)
         return Client([endpoint], self._engine, identity=identity, name=server.model_name, tokenizer=tokens)
 
     async def _load(self, model: Lazy, adapter: Adapter) -> Model:
@@ -172,7 +172,7 @@ class Fleet:
         base = adapter.base.identity
         with self._meter.stage(f"load adapter {model.name}", 1):
             await self._servers[base].load_adapter(model.name, adapter.folder)
-        tokens = load_tokens(model.section, self._engine)
+        tokens = reach.load_tokens(model.section, self._engine)
         return Client(self._endpoints[base], self._engine, identity=model.identity, name=model.name, tokenizer=tokens)
 
     @property
@@ -200,16 +200,6 @@ class Fleet:
     def _linear_layers(section: ModelSection) -> tuple[str, ...]:
         checkpoint, trusted = resolve(str(section.checkpoint)), section.trust_remote_code
         return linear_layers(checkpoint, section.revision, trust_remote_code=trusted)
-
-    async def _connect(self, identity: str, section: ModelSection) -> Model:
-        key = _api_key(section)
-        endpoints = [Endpoint(url, self._engine, api_key=key) for url in section.base_url]
-        for endpoint in endpoints:
-            await endpoint.open()
-        self._endpoints[identity] = endpoints
-        name, length = await served_name(endpoints, section.served_name)
-        tokens = load_tokens(section, self._engine, length=length)
-        return Client(endpoints, self._engine, identity=identity, name=name, tokenizer=tokens)
 
 
 async def start(section: ModelSection, engine: EngineSection, **further: Any) -> servers.Server:
@@ -247,21 +237,6 @@ def is_here(section: ModelSection, engine: EngineSection | None) -> bool:
     return Path(model).is_dir() or cached_commit(model, section.revision) is not None
 
 
-def load_tokens(section: ModelSection, engine: EngineSection, *, length: int | None = None) -> Any | None:
-    """Return the tokenizer of a model, or None where only its server knows it."""
-    from cai.engine.tokens import ByteTokens, Tokens
-
-    if engine.kind == "scripted" and not section.base_url:
-        return ByteTokens(max_len=engine.max_model_len)
-    source = section.tokenizer or section.checkpoint
-    if source is None:
-        return None
-    tokens = Tokens.load(resolve(source), section.revision, trust_remote_code=section.trust_remote_code)
-    limits = [n for n in (tokens.max_len, length, None if section.base_url else engine.max_model_len) if n]
-    tokens.max_len = min(limits) if limits else None
-    return tokens
-
-
 def _script(arguments: Sequence[str]) -> str:
     """Return the arguments that decide what a scripted server answers; trouble and latency do not."""
     pairs = zip(arguments, arguments[1:], strict=False)
@@ -270,12 +245,3 @@ def _script(arguments: Sequence[str]) -> str:
 
 def _hosts(urls: Sequence[str]) -> str:
     return ",".join(sorted(urls))
-
-
-def _api_key(section: ModelSection) -> str | None:
-    if section.api_key_env is None:
-        return None
-    key = os.environ.get(section.api_key_env)
-    if not key:
-        raise UserError(f"environment variable '{section.api_key_env}' (models.….api_key_env) is not set; export it")
-    return key

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,7 @@ import torch
 from cai import canon, checks, constitution
 from cai.config import EngineSection, ModelSection, RewardMix
 from cai.constitution import Principle
-from cai.engine import sleeping
-from cai.engine.client import Client, served_name
+from cai.engine import reach, sleeping
 from cai.engine.model import Model, ScoreGroup
 from cai.engine.transport import Endpoint
 from cai.errors import UserError
@@ -338,27 +336,10 @@ def principles_of(spec: Mapping[str, Any]) -> Sequence[Principle]:
 
 async def _open(spec: Mapping[str, Any]) -> tuple[Model, list[Endpoint]]:
     """Return the judge's model and the servers behind it: those that run already, or none and a model in here."""
-    from cai.engine.tokens import ByteTokens, Tokens
-
     section, engine = ModelSection.model_validate(spec["model"]), EngineSection.model_validate(spec["engine"])
     if not section.base_url:
-        from cai.engine.local import LocalModel
-
-        how = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
-        return LocalModel.load(resolve(str(section.checkpoint)), engine, identity=spec["identity"], **how), []
-    key = os.environ.get(section.api_key_env) if section.api_key_env else None
-    endpoints = [Endpoint(url, engine, api_key=key) for url in section.base_url]
-    for endpoint in endpoints:
-        await endpoint.open()
-    name, length = await served_name(endpoints, section.served_name)
-    tokens: Any = None
-    if spec["tokens"] == "bytes":
-        tokens = ByteTokens(max_len=engine.max_model_len)
-    elif spec["tokens"]:
-        tokens = Tokens.load(spec["tokens"], section.revision, trust_remote_code=section.trust_remote_code)
-        limits = [n for n in (tokens.max_len, length) if n]
-        tokens.max_len = min(limits) if limits else None
-    return Client(endpoints, engine, identity=spec["identity"], name=name, tokenizer=tokens), endpoints
+        return reach.load_here(section, engine, identity=spec["identity"]), []
+    return await reach.connect(section, engine, identity=spec["identity"], tokenizer=spec["tokens"])
 
 
 async def _shut(endpoints: Sequence[Endpoint]) -> None:

@@ -35,9 +35,9 @@ from cai.config import (
     SftSection,
     TrainerSection,
 )
+from cai.engine.reach import tokenizer_of
 from cai.errors import CaiError, UserError
 from cai.model import code
-from cai.model.fetch import resolve
 from cai.train.files import TrainingFile
 
 _SECTIONS: dict[str, type[TrainerSection]] = {
@@ -111,12 +111,11 @@ def _asking(file: TrainingFile, near: Path) -> dict[str, Any]:
     """Return what the spec of a method that answers prompts holds further."""
     engine, judge = file.engine.model_dump(mode="json"), None
     if file.judge is not None:
-        tokenizer = file.judge.tokenizer or file.judge.checkpoint
         judge = {
             "model": file.judge.model_dump(mode="json"),
             "engine": engine,
             "identity": f"{file.judge.served_name or 'served'} at {', '.join(sorted(file.judge.base_url))}",
-            "tokens": resolve(tokenizer) if tokenizer else None,
+            "tokens": tokenizer_of(file.judge, file.engine),
             "templates": str(shipped.root() / "prompts"),
             "near": file.out,
             "max_outside_mass": JudgeSection().max_outside_mass,
