@@ -430,6 +430,23 @@ def test_no_secret_reaches_an_export(finished: Path, tmp_path: Path, monkeypatch
     assert len(files) > 15 and not [p for p in files if secret.encode() in p.read_bytes()]
 
 
+@pytest.mark.parametrize(
+    ("form", "place"), [("jsonl", ""), ("parquet", ""), ("annotated-pairs", "pairs.jsonl"), ("votes", "config.yaml")]
+)
+def test_an_export_writes_over_nothing_that_a_run_keeps(tmp_path: Path, form: str, place: str) -> None:
+    run = make_run(tmp_path / "run", n_train=4, n_held_out=2)
+    runs.cai("pairs", run)
+    runs.cai("review", "sample", run, "--estimate", "2")
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file() and "sqlite" not in path.name}
+    words = (
+        ("review", "export", run, "--format", "csv") if form == "votes" else ("audit", "export", run, "--format", form)
+    )
+    assert "would write over" in runs.cai(*words, "-o", run / place, check=2).stderr
+    assert {path: path.read_bytes() for path in before} == before
+    for _ in range(2):
+        runs.cai(*words, "-o", run / "mine" / place)
+
+
 @pytest.mark.parametrize("counts", [(0, 0), (3, 3), (0, 9), (4, 17), (120, 90)])
 def test_mcnemar_is_that_of_statsmodels(counts: tuple[int, int]) -> None:
     tables = pytest.importorskip("statsmodels.stats.contingency_tables")
