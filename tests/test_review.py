@@ -13,7 +13,7 @@ from cai.audit.views import Views
 from cai.errors import UserError
 from cai.records import Comparison, Judgment, ReviewItem
 from cai.review import Desk
-from cai.review.agreement import current_draw, reviewed
+from cai.review.agreement import current_draw, report, reviewed
 from cai.review.people import judged
 from cai.review.queues import Member, Strata, draw, population, shares
 from cai.stages.settle import Asked, settle
@@ -201,6 +201,18 @@ def test_gold_mixed_in_and_repeats_tell_nothing_after_the_vote(desk: Desk) -> No
         if item.gold or item.repeats:
             told.add(str(desk.reveal("ann", shown.item_id)))
     assert told == {"{'withheld': True}"}
+
+
+def test_how_reliable_a_reviewer_is_shows_in_gold_and_repeats(desk: Desk) -> None:
+    n = practise(desk, "ann")
+    while shown := desk.next("ann"):
+        is_gold = desk.book.items[shown.item_id].gold is not None
+        desk.vote("ann", shown.item_id, "right" if is_gold and shown.left == "Good." else "left")
+    found = report(desk.run)
+    told = {row["round"]: (row["n"], row["right"]) for row in found["gold"]}
+    assert told == {"practice": (n, n), "gold": (sum(i.queue == "gold" for i in desk.book.items.values()), 0)}
+    (repeats,) = found["repeats"]
+    assert (repeats["n"], repeats["agreed"]) == (2, 0), "always left, and the sides were swapped"
 
 
 def test_a_vote_against_the_judge_becomes_an_override_and_undo_takes_it_back(desk: Desk) -> None:
