@@ -316,10 +316,13 @@ def test_by_principle_asks_about_one_principle_and_overrides_nothing(tmp_path: P
     desk.draw(estimate=12, value=0, author="ann", by_principle=True)
     items = list(desk.book.items.values())
     assert {i.principle_id for i in items} <= {"brief", "no-opener", "to-the-point"}
+    n_lettered = 0
     while shown := desk.next("ann"):
         assert shown.principle is not None
+        assert ("A or B" in shown.question) == shown.question.endswith("(A is the first answer, B the second.)")
+        n_lettered += "A or B" in shown.question
         desk.vote("ann", shown.item_id, "left")
-    assert not desk.book.overrides
+    assert n_lettered and not desk.book.overrides
 
 
 def test_votes_are_kept_beside_a_writing_owner_and_the_chain_holds(desk: Desk) -> None:
