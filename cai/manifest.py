@@ -36,6 +36,15 @@ FREE_FIELDS = (
 """What may differ when a run is resumed, since it changes no answer."""
 
 
+def apart(out: Path) -> Path:
+    """Return where an export goes. Raises UserError where it would take the place of what a run keeps."""
+    folder = out.parent if out.is_file() else out
+    if (folder / "manifest.json").exists():
+        raise UserError(f"{out}: would write over what the run in {folder} keeps; give another place, such as "
+                        f"{folder}-export")  # fmt: skip
+    return out
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write `content` to `path` so that a reader finds the old file or the new one, never a part."""
     with writing(path) as file:

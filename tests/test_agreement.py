@@ -159,3 +159,7 @@ def test_bootstrap_intervals_cover_what_they_promise(chances: list[list[float]])
         truth = measure.value(list(1e9 * (cells @ rows)), q)
         low, high = np.quantile(many(again @ rows, q), [0.025, 0.975], axis=1)
         assert ((low <= truth) & (truth <= high)).sum() >= 0.93 * 2000, measure.name
+        items = [[place for place, n in zip(places, cells_, strict=True) for _ in range(n)] for cells_ in seen[:5]]
+        ours = [measure.estimate(rated, labels=range(q), resamples=400) for rated in items]
+        assert np.mean([e.low for e in ours]) == pytest.approx(low[:5].mean(), abs=0.02), "what is simulated is used"
+        assert np.mean([e.high for e in ours]) == pytest.approx(high[:5].mean(), abs=0.02)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
 import json
 import os
 import shutil
 import sqlite3
+import threading
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,16 @@ from cai.audit.verify import verify
 from cai.audit.views import VIEWS, Views
 from cai.audit.why import why
 from cai.cli import main
+from cai.engine.bytetokens import ByteTokenizer
+from cai.engine.scripted import ScriptedServer
+from cai.engine.scripted.asking import Asking
+from cai.engine.scripted.model import Ask, Written
 from cai.errors import UserError
 from cai.records import Judgment
 from cai.review import Desk
 from cai.store import schema
 from cai.trail import RunView
-from tests import runs
+from tests import report_fixture, runs
 from tests.report_fixture import make_run
 
 
@@ -94,6 +100,45 @@ def test_a_training_row_leads_to_the_calls_byte_for_byte_and_to_the_line_of_the_
         text = "\n".join(m["content"] for m in decision["call"]["request"]["messages"])
         assert chosen["text"].strip() in text and decision["principle"]["text"] in text
         assert set(decision["call"]["reply"]["logprobs"]) == {"A", "B"}
+
+
+def test_what_is_shown_is_what_the_server_was_sent_and_what_it_sent_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: dict[bytes, Written] = {}
+    answer = Asking._samples
+
+    def listening(self: Asking, prompt: bytes, n_tokens: int, ask: Ask, kinds: frozenset[str]) -> list[Written]:
+        written = answer(self, prompt, n_tokens, ask, kinds)
+        heard[prompt] = written[0]
+        return written
+
+    monkeypatch.setattr(Asking, "_samples", listening)
+    runs.write_inputs(tmp_path, n_prompts=3)
+    loop, server = asyncio.new_event_loop(), ScriptedServer()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(server.start(), loop).result()
+    run = Path(runs.run_json(runs.write_config(tmp_path, runs.config(tmp_path, url=server.url)))["run"])
+    asyncio.run_coroutine_threadsafe(server.stop(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+    n = 0
+    with RunView(run) as view:
+        for row in provenance(run):
+            trail = why(view, row["pair_id"])
+            for decision in (d for d in trail["decisions"] if d["call"]):
+                asked, replied = decision["call"]["request"], decision["call"]["reply"]
+                written = heard[ByteTokenizer().render(asked["messages"], continue_final_message=True).encode()]
+                assert replied["logprobs"] == {o: pytest.approx(written.steps[0][ord(o)]) for o in "AB"}
+                n += 1
+            for arm in trail["arms"].values():
+                asked, replied = arm["call"]["request"], arm["call"]["reply"]
+                written = heard[ByteTokenizer().render(asked["messages"]).encode()]
+                assert written.text == replied["text"] or arm["kind"] == "response", "two samples share a prompt"
+                n += 1
+    assert n == 6 * len(provenance(run)) > 20
 
 
 def test_ids_of_any_decision_and_their_beginnings_lead_to_the_same_pair(finished: Path) -> None:
@@ -430,6 +475,23 @@ def test_no_secret_reaches_an_export(finished: Path, tmp_path: Path, monkeypatch
     assert len(files) > 15 and not [p for p in files if secret.encode() in p.read_bytes()]
 
 
+@pytest.mark.parametrize(
+    ("form", "place"), [("jsonl", ""), ("parquet", ""), ("annotated-pairs", "pairs.jsonl"), ("votes", "config.yaml")]
+)
+def test_an_export_writes_over_nothing_that_a_run_keeps(tmp_path: Path, form: str, place: str) -> None:
+    run = make_run(tmp_path / "run", n_train=4, n_held_out=2)
+    runs.cai("pairs", run)
+    runs.cai("review", "sample", run, "--estimate", "2")
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file() and "sqlite" not in path.name}
+    words = (
+        ("review", "export", run, "--format", "csv") if form == "votes" else ("audit", "export", run, "--format", form)
+    )
+    assert "would write over" in runs.cai(*words, "-o", run / place, check=2).stderr
+    assert {path: path.read_bytes() for path in before} == before
+    for _ in range(2):
+        runs.cai(*words, "-o", run / "mine" / place)
+
+
 @pytest.mark.parametrize("counts", [(0, 0), (3, 3), (0, 9), (4, 17), (120, 90)])
 def test_mcnemar_is_that_of_statsmodels(counts: tuple[int, int]) -> None:
     tables = pytest.importorskip("statsmodels.stats.contingency_tables")
@@ -456,6 +518,27 @@ def test_compare_tells_apart_what_turns_a_label(tmp_path: Path) -> None:
     assert set(causes["other"]) == {"sampling"}
     shutil.copy(heavier / "constitution.yaml", other / "constitution.yaml")
     assert set(compare(RunView(base), RunView(other))["causes"]) == {"sampling", "weight"}
+
+
+def test_another_judge_or_template_is_told_as_the_cause_of_what_turned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = {"n_train": 12, "n_held_out": 2, "phases": ("rl",), "arms": ("before",)}
+    base = RunView(make_run(tmp_path / "base", **size))
+    judged = make_run(tmp_path / "model", judge="always-a", identity="other-7b@main", **size)
+    prompts = tmp_path / "prompts"
+    shutil.copytree(report_fixture.shipped.find("prompts"), prompts)
+    template = prompts / "judgment.jinja"
+    template.write_text(template.read_text().replace("Principle:", "Now.\nPrinciple:"))
+    with monkeypatch.context() as patch:
+        patch.setattr(report_fixture.shipped, "find", lambda _: prompts)
+        reworded = make_run(tmp_path / "template", judge="always-a", **size)
+    model, wording = compare(base, RunView(judged)), compare(base, RunView(reworded))
+    assert set(model["causes"]) == {"model"} and model["models"]["judge"] == ["tiny-135m@main", "other-7b@main"]
+    assert set(wording["causes"]) == {"template"} and wording["models"] == {}
+    assert [(t["template"], [x for x in t["diff"] if x == "+Now."]) for t in wording["templates"]] == [
+        ("judgment", ["+Now."])
+    ]
 
 
 def test_every_command_closes_what_it_opens(folder: Path, finished: Path, edited: Path, tmp_path: Path) -> None:

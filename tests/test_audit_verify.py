@@ -116,6 +116,7 @@ def swap(connection: sqlite3.Connection, table: str, dice: random.Random) -> str
 @pytest.mark.parametrize("tamper", [change, delete, swap], ids=lambda f: f.__name__)
 def test_a_hundred_tamperings_are_all_found_and_named(sound: Path, tmp_path: Path, tamper: object) -> None:
     dice, missed, unnamed = random.Random(f"{tamper.__name__}"), [], []  # type: ignore[attr-defined]
+    # Walks that ended well differ in their keys alone: exchanging two changes nothing.
     tables = [t for t in TABLES if not (tamper is swap and t == "walks")]
     folder = tmp_path / "run"
     shutil.copytree(sound, folder, ignore=shutil.ignore_patterns("logs", "report.html"))
@@ -172,6 +173,36 @@ def test_a_changed_file_beside_the_store_is_named(copy: Path) -> None:
     (copy / "constitution.yaml").write_text(text.replace("kinder", "ruder"))
     found = {(f["where"], f["name"]) for f in verify(copy)["findings"]}
     assert {("pairs.jsonl", "line 2"), ("constitution.yaml", "file")} <= found
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "named"),
+    [
+        ("config.yaml", "max_tokens: 600", "max_tokens: 601", ("config.yaml", "file")),
+        ("prompts/judgment.jinja", "Principle:", "Principle now:", ("prompts", "judgment.jinja")),
+        ("provenance.jsonl", '"chosen_arm":"', '"chosen_arm":"not ', ("provenance.jsonl", "line 1")),
+        ("seal.txt", "texts\t", "calls\t", ("seal", "seal.txt")),
+        ("manifest.json", '"texts": ', '"texts": 1', ("texts", "count")),
+        ("manifest.json", '"done": {', '"undone": {', ("manifest.json", "done")),
+    ],
+)
+def test_one_changed_place_in_any_file_of_a_run_is_named(
+    copy: Path, file: str, before: str, after: str, named: tuple[str, str]
+) -> None:
+    text = (copy / file).read_text()
+    assert before in text
+    (copy / file).write_text(text.replace(before, after, 1))
+    assert named in {(f["where"], f["name"]) for f in verify(copy)["findings"]}
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["pairs.jsonl", "provenance.jsonl", "seal.txt", "config.yaml", "constitution.yaml", "prompts/judgment.jinja"],
+)
+def test_a_removed_file_is_found(copy: Path, file: str) -> None:
+    (copy / file).unlink()
+    found = verify(copy)["findings"]
+    assert any(Path(file).name in " ".join(f.values()) for f in found)
 
 
 def test_bytes_that_are_no_text_and_a_damaged_page_are_findings_not_exceptions(copy: Path) -> None:

@@ -11,13 +11,14 @@ import pytest
 
 from cai.audit.views import Views
 from cai.errors import UserError
-from cai.records import Judgment, ReviewItem
+from cai.records import Comparison, Judgment, ReviewItem
 from cai.review import Desk
-from cai.review.agreement import current_draw, reviewed
+from cai.review.agreement import current_draw, report, reviewed
 from cai.review.people import judged
-from cai.review.queues import shares
+from cai.review.queues import Member, Strata, draw, population, shares
+from cai.stages.settle import Asked, settle
 from cai.store import ledger, schema
-from cai.trail import RunView
+from cai.trail import Ended, RunView
 from tests import runs
 from tests.report_fixture import make_run
 
@@ -91,6 +92,47 @@ def test_the_estimate_queue_is_drawn_with_equal_chances_and_the_value_queue_with
     assert not {i.comparison_id for i in estimate} & {i.comparison_id for i in value}
 
 
+def planted_end(id_: int, votes: dict[str, tuple[float, float]], flag: str | None = None) -> Ended:
+    """Return a comparison on which principles say this in the two orders."""
+    due = {name: Asked(name, 1.0, ("ab", "ba")) for name in votes}
+    said = [
+        Judgment(comparison_id=f"c{id_}", question_id=name, order=order, call_key="k", reply_id="r", p_a=p_a, flag=flag,
+                 verdict="tie" if p_a == 0.5 else "a" if p_a > 0.5 else "b")
+        for name, both in votes.items() for order, p_a in zip(("ab", "ba"), both, strict=True)
+    ]  # fmt: skip
+    comparison = Comparison(phase="rl", prompt_id="p", a_id=f"a{id_}", b_id="b", source="samples")
+    return Ended(None, 0, comparison, (None, None), tuple(said), settle(comparison.id, said, due), None)  # type: ignore[arg-type]
+
+
+def test_a_comparison_is_in_the_rarest_stratum_that_fits_it() -> None:
+    """All but the last two are in conflict, and ten of them nearly tied: neither may swallow the rest."""
+    conflict, close = {"x": (0.95, 0.95), "y": (0.4, 0.4)}, {"x": (0.9, 0.9), "y": (0.15, 0.15)}
+    ends = {
+        "principle-conflict": [planted_end(n, conflict) for n in range(30)],
+        "low-margin": [planted_end(30 + n, close) for n in range(10)],
+        "order-inconsistent": [planted_end(40 + n, conflict | {"z": (0.8, 0.3)}) for n in range(4)],
+        "flagged": [planted_end(50 + n, conflict, flag="speaks to the judge") for n in range(3)],
+        "rare-principle": [planted_end(60, conflict | {"seldom": (0.9, 0.9)})],
+        "undecided": [planted_end(70, {"x": (0.9, 0.2)})],
+        "plain": [planted_end(80, {"x": (0.9, 0.9)})],
+    }
+    strata = Strata()
+    for end in (end for some in ends.values() for end in some):
+        strata.add(end)
+    named = dict(strata.named())
+    assert {name: {named[e.comparison.id] for e in some} for name, some in ends.items()} == {n: {n} for n in ends}
+    members = [Member(id_, name, ()) for id_, name in named.items()]
+    value = [d.member.stratum for d in draw(members, 0, 12, seed=1, taken={}) if d.queue == "value"]
+    assert set(value) == set(ends) - {"plain"}
+
+
+def test_the_table_of_pairs_names_the_strata_that_are_drawn_from(desk: Desk) -> None:
+    with Views(desk.run) as views:
+        told = dict(views.query("SELECT pair_id, stratum FROM pairs").rows)
+    assert told == {m.comparison_id: m.stratum for m in population(desk.run)}
+    assert {i.stratum for i in desk.book.items.values() if not i.gold} <= set(told.values())
+
+
 def test_a_second_drawing_extends_the_estimate_queue_without_drawing_anything_twice(desk: Desk) -> None:
     desk.draw(estimate=30, value=0, author="ann")
     estimate = [i.comparison_id for i in desk.book.items.values() if i.queue == "estimate" and i.repeats is None]
@@ -159,6 +201,18 @@ def test_gold_mixed_in_and_repeats_tell_nothing_after_the_vote(desk: Desk) -> No
         if item.gold or item.repeats:
             told.add(str(desk.reveal("ann", shown.item_id)))
     assert told == {"{'withheld': True}"}
+
+
+def test_how_reliable_a_reviewer_is_shows_in_gold_and_repeats(desk: Desk) -> None:
+    n = practise(desk, "ann")
+    while shown := desk.next("ann"):
+        is_gold = desk.book.items[shown.item_id].gold is not None
+        desk.vote("ann", shown.item_id, "right" if is_gold and shown.left == "Good." else "left")
+    found = report(desk.run)
+    told = {row["round"]: (row["n"], row["right"]) for row in found["gold"]}
+    assert told == {"practice": (n, n), "gold": (sum(i.queue == "gold" for i in desk.book.items.values()), 0)}
+    (repeats,) = found["repeats"]
+    assert (repeats["n"], repeats["agreed"]) == (2, 0), "always left, and the sides were swapped"
 
 
 def test_a_vote_against_the_judge_becomes_an_override_and_undo_takes_it_back(desk: Desk) -> None:
@@ -262,10 +316,13 @@ def test_by_principle_asks_about_one_principle_and_overrides_nothing(tmp_path: P
     desk.draw(estimate=12, value=0, author="ann", by_principle=True)
     items = list(desk.book.items.values())
     assert {i.principle_id for i in items} <= {"brief", "no-opener", "to-the-point"}
+    n_lettered = 0
     while shown := desk.next("ann"):
         assert shown.principle is not None
+        assert ("A or B" in shown.question) == shown.question.endswith("(A is the first answer, B the second.)")
+        n_lettered += "A or B" in shown.question
         desk.vote("ann", shown.item_id, "left")
-    assert not desk.book.overrides
+    assert n_lettered and not desk.book.overrides
 
 
 def test_votes_are_kept_beside_a_writing_owner_and_the_chain_holds(desk: Desk) -> None:

@@ -13,7 +13,7 @@ from cai.audit.views import Views
 from cai.config import GateSection
 from cai.errors import Stopped
 from cai.records import Override
-from cai.review import Desk, agreement, gate
+from cai.review import Desk, agreement, estimate, gate
 from cai.review.people import judged
 from cai.review.similar import similar
 from cai.review.words import told
@@ -75,6 +75,26 @@ def test_the_judge_is_measured_against_the_planted_truth_by_one_reviewer_who_is_
         for c in {i.comparison_id for i in desk.book.items.values() if not i.gold}
         if truth(desk.run, c)
     )
+
+
+def test_with_enough_labels_the_judge_of_all_others_powers_the_estimate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "PPI_LEAST_N", 20)
+    monkeypatch.setattr(estimate, "PPI_LEAST_DISAGREEMENTS", 2)
+    desk = Desk(make_run(tmp_path / "run", n_train=60, n_held_out=2, phases=("sl",), arms=("before",)))
+    desk.draw(estimate=26, value=6, author="ann", repeats=0.0)
+    review_all(desk, "ann")
+    rate = agreement.report(desk.run)["rate"]
+    value = {"a": 0.0, "tie": 0.5, "b": 1.0}
+    judge = {id_: value[label] for id_, label in agreement.judge_labels(desk.run, "revision") if label}
+    ours = [i.comparison_id for i in desk.book.items.values() if i.queue == "estimate" and i.comparison_id in judge]
+    people = [value[truth(desk.run, id_)] for id_ in ours]
+    middle, low, high = estimate.powered(people, [judge.pop(id_) for id_ in ours], list(judge.values()))
+    assert rate["why_not"] is None and rate["people"]["n"] == len(ours)
+    assert rate["powered"] == {"value": pytest.approx(middle), "low": pytest.approx(low), "high": pytest.approx(high),
+                               "n": len(ours), "n_judged": len(judge)}  # fmt: skip
+    assert any("prediction-powered" in line for line in told(agreement.report(desk.run)))
 
 
 def test_two_reviewers_are_compared_on_what_both_voted_on(reviewed: Desk) -> None:

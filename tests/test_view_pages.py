@@ -450,6 +450,23 @@ def test_a_run_at_work_is_called_so_and_its_lock_is_left_alone(tmp_path: Path) -
         assert served.get("/json/runs/live").json["state"] == "stopped"
 
 
+def test_rates_are_those_of_the_last_minute_of_work(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "rests", n_train=6, n_held_out=2, arms=("before",), done=False)
+    writer = schema.connect(folder / "store.sqlite")
+    for at in (900, 989, 1000, 1010, 1020, 1030, 1040, 1050):
+        reply = json.dumps({"text": "x", "n_prompt": 100, "n_completion": 30})
+        kept = (f"k{at}", "score" if at < 1030 else "generate", reply, at)
+        writer.execute("INSERT INTO calls VALUES (?, ?, 'm', '{}', ?, 'r', '{}', ?)", kept)
+    writer.close()
+    with serving(tmp_path) as served:
+        told = served.get("/json/runs/rests").json["rates"]
+        assert told == {
+            "window_s": 50.0, "calls_per_s": 6 / 50, "written_tokens_per_s": 6 * 30 / 50, "read_tokens_per_s": 12.0,
+            "by_kind": {"generate": 3, "score": 3},
+        }  # fmt: skip
+        assert "in the last 50 s of work, 3.60 tokens written a second" in words_of(served.get("/runs/rests").text)
+
+
 def test_every_reading_of_a_judgment_is_on_its_page(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "several", n_train=8, n_held_out=8)
     run = RunView(folder)

@@ -16,7 +16,7 @@ from typing import Any
 from cai import __version__, canon
 from cai.audit.views import VIEWS, Views
 from cai.errors import UserError
-from cai.manifest import now, write_atomically
+from cai.manifest import apart, now, write_atomically
 from cai.report.collect import redacted
 from cai.trail import RunView
 
@@ -65,7 +65,7 @@ def _key_variables(tree: Any) -> Iterator[str]:
 
 def export(folder: str | Path, form: str, out: str | Path) -> dict[str, Any]:
     """Write the export and return `files` with their rows. `form` is `parquet`, `jsonl` or `annotated-pairs`."""
-    place = Path(out)
+    place = apart(Path(out))
     with RunView(folder) as run:
         if form != "annotated-pairs":
             return {"files": _tables(run, form, place)}

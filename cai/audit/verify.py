@@ -260,14 +260,17 @@ def _files(run: RunView) -> Iterator[Finding]:
             yield Finding("prompts", f"{name}.jinja", "is not the template the manifest names")
     if id_of(run.config_tree) != manifest["config_id"]:
         yield Finding("config.yaml", "file", "is not the config the manifest names")
-    done = manifest.get("done")
+    done, last = manifest.get("done"), seal.latest(run.connection)
+    is_closed = last is not None and last.digest is not None
+    if is_closed and not done:
+        what = "is missing, though the ledger says that the run ended; restore it, or give the run's command again"
+        yield Finding("manifest.json", "done", what)
     if done:
         count, head = done["head"]
         kept = run.connection.execute("SELECT hash FROM ledger WHERE seq = ?", (count - 1,)).fetchone()
         if count and (kept is None or kept[0] != head):
             yield Finding("ledger", str(count - 1), "is not where the manifest says that the run ended")
-        last = seal.latest(run.connection)
-        opened = last is not None and last.digest is None
+        opened = last is not None and not is_closed
         for table, n in done.get("rows", {}).items():
             now = _count(run.connection, table)
             if now < n if table == "ledger" or opened else now != n:
@@ -277,18 +280,18 @@ def _files(run: RunView) -> Iterator[Finding]:
 
 def _pairs(run: RunView) -> Iterator[Finding]:
     """Yield every line of the pairs and their provenance that is not what the decisions give."""
-    path = run.folder / "pairs.jsonl"
-    if not path.exists():
-        return
     rows, origins = [], []
     for phase in run.phases:
         for end in run.ended(phase):
             if end.admission.pair is not None:
                 rows.append(canon.dumps(row(end.admission.pair)))
                 origins.append(canon.dumps(provenance(end, end.admission.pair, len(rows))))
+    path = run.folder / "pairs.jsonl"
     for file, wanted in ((path, rows), (provenance_path(path), origins)):
-        found = file.read_bytes().splitlines() if file.exists() else []
-        for number, (one, other) in enumerate(zip_longest(found, wanted), 1):
+        if not file.exists():
+            yield Finding(file.name, "file", "is missing; `cai pairs` writes it anew")
+            continue
+        for number, (one, other) in enumerate(zip_longest(file.read_bytes().splitlines(), wanted), 1):
             if one != other:
                 what = "is not what the decisions give; if people decided since, `cai pairs` writes it anew"
                 yield Finding(file.name, f"line {number}", what)

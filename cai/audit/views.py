@@ -22,7 +22,7 @@ from cai.errors import UserError
 from cai.evaluate.intervals import wilson
 from cai.pairs import provenance_path
 from cai.records import Override, parse
-from cai.review.queues import stratum
+from cai.review.queues import Strata
 from cai.stages.judge import OPTIONS
 from cai.stages.judge.signs import signs
 from cai.stages.settle import Vote, settle
@@ -293,15 +293,19 @@ class Views:
     def fold(self, each: Callable[[Ended, Look], None] = lambda *_: None) -> None:
         """Work out `pairs` and `votes`, and call `each` with every comparison and how it looks on the way."""
         self._has_pairs = True
-        lines = _lines(self.run)
+        lines, strata = _lines(self.run), Strata()
         authors = dict(self._connection.execute("SELECT key, model FROM store.calls WHERE kind = 'generate'"))
         ended = (end for phase in self.run.phases for end in self.run.ended(phase))
         while some := list(islice(ended, _PAIRS_AT_ONCE)):
             looks = [Look.at(end, authors) for end in some]
             for end, look in zip(some, looks, strict=True):
                 each(end, look)
+                strata.add(end)
             self._insert("pairs", [_pair_row(self.run, e, k, lines) for e, k in zip(some, looks, strict=True)])
             self._insert("votes", [_vote_row(end, vote) for end in some for vote in end.settled.votes])
+        # A comparison's stratum is known when all are.
+        named = ((name, id_) for id_, name in strata.named())
+        self._connection.executemany("UPDATE pairs SET stratum = ? WHERE pair_id = ?", named)
 
     def _canary_letter(self, request: str) -> str | None:
         """Return the letter that a request gives away, or None of one that is no canary."""
@@ -378,7 +382,7 @@ def _pair_row(run: RunView, end: Ended, look: Look, lines: dict[str, int]) -> tu
     return (
         end.comparison.id, end.comparison.phase, end.prompt.id, end.prompt.source_id, end.prompt.domain,
         end.prompt.messages[-1].content, end.comparison.source, a.id, b.id, a.text, b.text,
-        *look.words, *look.lists, *look.authors, stratum(end, set()),
+        *look.words, *look.lists, *look.authors, None,
         end.admission.state, end.admission.reason, held.label, held.p_a, held.p_tie, held.confidence,
         held.label_source, held.override_id, judge.label, judge.p_a, voting,
         sum(v.stand == "abstains" for v in held.votes), chosen, lines.get(end.comparison.id),

@@ -394,7 +394,10 @@ class Desk:
         if item.principle_id is None:
             return "Which answer is better?"
         principle = self.run.constitution[item.principle_id]
-        return principle.compare or f"Which answer is better by this principle: {principle.title}?"
+        if principle.compare is None:
+            return f"Which answer is better by this principle: {principle.title}?"
+        # It is put to the judge in letters; what stands before a person is the first (left) and the second (right).
+        return f"{principle.compare} (A is the first answer, B the second.)"
 
     def token(self, item_id: str, order: Order) -> str:
         """Return the opaque token that stands for an item shown in this order in another tool."""

@@ -19,7 +19,8 @@ from cai.records import Judgment, Queue, ReviewItem
 from cai.trail import Ended, RunView
 
 STRATA = ("flagged", "order-inconsistent", "undecided", "principle-conflict", "low-margin", "rare-principle")
-"""Strata of the value queue; a comparison is in the first that fits, and in `plain` where none does."""
+"""Strata of the value queue. A comparison is in the rarest that fits, the first of equally rare ones, so that what fits
+nearly all, such as a conflict among a dozen principles, leaves no other empty; in `plain` where none fits."""
 PLAIN = "plain"
 ESTIMATE = 140
 """Items of the estimate queue where nobody says how many: they tell an accuracy near 0.9 to about 5 points."""
@@ -43,31 +44,54 @@ class Member:
 
 def population(run: RunView, phases: Iterable[str] | None = None) -> list[Member]:
     """Return every comparison of these phases (None: all) that was judged, by id. Failed ones have no verdict."""
-    ended = [e for phase in phases or run.phases for e in run.ended(phase) if e.settled.state != "failed"]
-    votes = Counter(v.principle_id for e in ended for v in e.settled.votes if v.stand == "votes")
-    rare = {name for name, n in votes.items() if n < RARE * len(ended)}
-    members = [Member(e.comparison.id, stratum(e, rare), tuple(v.principle_id for v in e.settled.votes)) for e in ended]
-    return sorted(members, key=lambda m: m.comparison_id)
+    strata, principles = Strata(), dict[str, tuple[str, ...]]()
+    for phase in phases or run.phases:
+        for end in run.ended(phase):
+            strata.add(end)
+            principles[end.comparison.id] = tuple(v.principle_id for v in end.settled.votes)
+    return sorted((Member(id_, name, principles[id_]) for id_, name in strata.named()), key=lambda m: m.comparison_id)
 
 
-def stratum(end: Ended, rare: set[str]) -> str:
-    """Return the one stratum of a comparison. It looks at what the judge said, never at an override."""
+class Strata:
+    """Which stratum each comparison of a population is in. It looks at what the judge said, never at an override."""
+
+    def __init__(self) -> None:
+        self._fitting: dict[str, tuple[list[str], list[str]]] = {}
+
+    def add(self, end: Ended) -> None:
+        """Take a comparison into the population, unless it failed."""
+        if end.settled.state != "failed":
+            voting = [v.principle_id for v in end.settled.votes if v.stand == "votes"]
+            self._fitting[end.comparison.id] = _fitting(end), voting
+
+    def named(self) -> Iterator[tuple[str, str]]:
+        """Yield each comparison's id and stratum."""
+        votes = Counter(name for _, voting in self._fitting.values() for name in voting)
+        rare = {name for name, n in votes.items() if n < RARE * len(self._fitting)}
+        fitting = {
+            id_: [*names, "rare-principle"] if rare.intersection(voting) else names
+            for id_, (names, voting) in self._fitting.items()
+        }
+        sizes = Counter(name for names in fitting.values() for name in names)
+        for id_, names in fitting.items():
+            yield id_, min(names, key=lambda name: sizes[name], default=PLAIN)
+
+
+def _fitting(end: Ended) -> list[str]:
+    """Return the strata that a comparison fits by itself, in their order."""
     judgments = [d for d in end.decisions if isinstance(d, Judgment)]
     voting = [v for v in end.settled.votes if v.stand == "votes" and v.p_a is not None]
     winners = {v.p_a > 0.5 for v in voting if not v.is_tie and v.p_a is not None}
     weight = sum(v.weight for v in voting)
     p_a = sum(v.weight * (v.p_a or 0.0) for v in voting) / weight if weight else None
-    if any(j.flag for j in judgments):
-        return "flagged"
-    if _orders_differ(judgments):
-        return "order-inconsistent"
-    if p_a is None:
-        return "undecided"
-    if len(winners) > 1:
-        return "principle-conflict"
-    if abs(p_a - 0.5) < LOW_MARGIN:
-        return "low-margin"
-    return "rare-principle" if any(v.principle_id in rare for v in voting) else PLAIN
+    fits = {
+        "flagged": any(j.flag for j in judgments),
+        "order-inconsistent": _orders_differ(judgments),
+        "undecided": p_a is None,
+        "principle-conflict": len(winners) > 1,
+        "low-margin": p_a is not None and abs(p_a - 0.5) < LOW_MARGIN,
+    }
+    return [name for name in STRATA if fits.get(name)]
 
 
 def _orders_differ(judgments: Sequence[Judgment]) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.errors import UserError
+from cai.manifest import apart
 from cai.records import Order, ReviewItem
 from cai.review.desk import Desk, choice_of, reviewer_name
 from cai.review.exchange import annotated, argilla, labelstudio, rows
@@ -40,7 +41,7 @@ def export(desk: Desk, form: str, out: str | Path, reviewer: str) -> dict[str, A
     tasks = [_task(desk, item, name) for item in desk.waiting(name) if item.queue != "practice"]
     if not tasks:
         raise UserError(f"{desk.run.folder}: nothing waits for '{name}'; `cai review sample` draws items")
-    return {"items": len(tasks), "files": _WRITERS[form](Path(out), tasks)}
+    return {"items": len(tasks), "files": _WRITERS[form](apart(Path(out)), tasks)}
 
 
 def _task(desk: Desk, item: ReviewItem, reviewer: str) -> Task:
