@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.metadata import EntryPoint
 from itertools import permutations
 from pathlib import Path
@@ -15,6 +16,7 @@ from cai import checks, constitution
 from cai.checks import Check, functions
 from cai.checks.language import NAMES, other_than
 from cai.errors import UserError
+from cai.trail import RunView
 from cai.yamlfile import ProblemsError
 from tests import runs
 
@@ -197,6 +199,31 @@ def test_many_phrases_are_searched_for_in_one_go(tmp_path: Path) -> None:
     check = constitution.load(write(tmp_path, phrases))["no-cant"].check
     assert not checks.run(check, "x " * 50_000 + "phrase number 19999 of many").passed
     assert checks.run(check, "phrase number 20000 of many " * 5_000).passed
+
+
+def test_a_check_criticises_by_place_is_read_by_the_reviser_and_judges_by_itself(tmp_path: Path) -> None:
+    runs.write_inputs(tmp_path, n_prompts=8)
+    file = write(tmp_path, None, TEXT.replace("{banned_file: cant.txt}", '{must_not_match: ["!"]}'))
+    tree = runs.config(tmp_path, constitution=str(file))
+    runs.run_json(runs.write_config(tmp_path, tree))
+    with RunView(tree["run"]["dir"]) as run:
+        check = run.constitution["no-cant"].check
+        ids = run.connection.execute("SELECT tag, id FROM records WHERE tag IN ('critique', 'revision')").fetchall()
+        critiques = {id_: run.record(id_) for tag, id_ in ids if tag == "critique"}
+        for found in critiques.values():
+            result = checks.run(check, run.record(found.answer_id).text)
+            assert (found.call_key, found.passed, found.text) == (None, result.passed, result.sentence())
+            assert found.passed or re.search(r"\(line \d+, character \d+\)", found.text)
+        revisions = [run.record(id_) for tag, id_ in ids if tag == "revision"]
+        for revision in revisions:
+            turns = run.call(revision.call_key)[0]["messages"]
+            assert {"role": "assistant", "content": critiques[revision.critique_id].text} in turns
+        p_as = set()
+        for end in run.ended("walk"):
+            (judgment,) = end.decisions
+            assert judgment.call_key is None and judgment.p_a == checks.compare(check, *(arm.text for arm in end.arms))
+            p_as.add(judgment.p_a)
+    assert {found.passed for found in critiques.values()} == {True, False} and revisions and p_as > {0.5}
 
 
 def test_a_run_keeps_the_phrase_file_and_refuses_a_changed_one(tmp_path: Path) -> None:

@@ -152,6 +152,22 @@ def test_a_coin_is_called_chance_and_the_opposite_of_right_is_called_worse() -> 
     assert "worse than chance" in measure(wrong)["plainly"][0]
 
 
+def test_a_coin_tossed_for_each_order_is_not_said_to_judge_by_position() -> None:
+    orders = [(0.9, 0.9), (0.9, 0.1), (0.1, 0.9), (0.1, 0.1)]
+    said = measure([a_row(i, "ab"[i // 4 % 2], *orders[i % 4]) for i in range(80)])["plainly"]
+    assert "It contradicts itself on 50% of the pairs when the order is swapped." in said
+    leaning = [a_row(i, "ab"[i // 4 % 2], *([0.9, 0.1] if i % 2 else [0.9, 0.9])) for i in range(80)]
+    assert any("50% of the pairs, mostly A: it judges by position" in line for line in measure(leaning)["plainly"])
+
+
+def test_few_pairs_are_called_too_few_and_never_certain() -> None:
+    few = measure([a_row(i, "a", *([0.9, 0.9] if i < 7 else [0.1, 0.1])) for i in range(10)])
+    assert "too few pairs to tell it from chance" in few["plainly"][0]
+    assert "too few pairs" in measure([a_row(i, "a", 0.1, 0.1) for i in range(2)])["plainly"][0]
+    right = measure([a_row(i, "a", 0.9, 0.9) for i in range(8)])["overall"]["decided"]
+    assert (right["value"], right["high"]) == (1.0, 1.0) and right["low"] == pytest.approx(0.676, abs=0.001)  # Wilson
+
+
 def test_what_could_not_be_read_counts_for_nothing_and_is_told() -> None:
     rows = [a_row(i, "a", None, 0.9) for i in range(10)] + [a_row(i + 10, "a", 0.9, 0.9) for i in range(10)]
     told = measure(rows)

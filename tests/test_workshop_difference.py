@@ -83,6 +83,30 @@ def test_a_changed_word_is_marked_alone() -> None:
     )
 
 
+def test_worked_examples_are_told_one_by_one_and_only_those_that_differ(tmp_path: Path) -> None:
+    kept, long, gone, come = (
+        f"      - {{prompt: {text}, expect: a}}\n"
+        for text in (
+            "why, a: x, b: q",
+            "why so late today, a: x, b: q",
+            "nought, a: so be it, b: never",
+            "how, b: u, a: z",
+        )
+    )
+    old = OLD.replace("    weight: 2.0\n", f"    weight: 2.0\n    tests:\n{kept}{long}{gone}")
+    new = old.replace(gone, "").replace("so late", "so very late").replace(kept, come + kept)
+    (change,) = compare(read(old), read(new)).changed
+    said = [marked(example) for example in change.fields[0].examples]
+    assert said == [
+        "{+prompt: how | a: z | b: u | expect: a+}",
+        "prompt: why so {+very +}late today | a: x | b: q | expect: a",
+        "[-prompt: nought | a: so be it | b: never | expect: a-]",
+    ]
+    (tmp_path / "old.yaml").write_text(old, encoding="utf-8")
+    (tmp_path / "new.yaml").write_text(new, encoding="utf-8")
+    assert f"        {said[1]}\n" in cai("constitution", "diff", tmp_path / "old.yaml", tmp_path / "new.yaml").stdout
+
+
 def test_the_command_shows_words_and_says_what_is_asked_again(tmp_path: Path) -> None:
     (tmp_path / "old.yaml").write_text(OLD, encoding="utf-8")
     (tmp_path / "new.yaml").write_text(OLD.replace("kinder to everybody", "nicer to everybody"), encoding="utf-8")

@@ -18,11 +18,13 @@ from cai.assay import reliability
 from cai.assay.asking import Said, letter
 from cai.assay.labelled import Labelled
 from cai.evaluate.agreement import ALPHA, agreement
-from cai.evaluate.intervals import estimate, mean, wilson
+from cai.evaluate.intervals import LEVEL, estimate, mean, wilson
 from cai.records import Label
 from cai.stages.judge import ORDERS
 
 CHANCE = 0.5
+NEAR_CHANCE = 0.65
+"""An accuracy that is not surely other than chance is called chance where its interval ends below this."""
 LEAST_ROWS = 8
 """Subsets with fewer rows than this are told together, as `other`."""
 
@@ -96,7 +98,11 @@ def _accuracy(rows: Sequence[Row], verdict: Callable[[Row], Label | None], seed:
     if found is None:
         return None
     hits, n = (int(sum(cell[i] for cell in by_prompt.values())) for i in (0, 1))
-    return found.as_dict() | {"hits": hits, "n": n}
+    told = found.as_dict() | {"hits": hits, "n": n}
+    if found.low is not None and found.low == found.high:
+        # All right, or none: every resample says the same, and how few the prompts are would not be told.
+        told["low"], told["high"] = wilson(round(found.value * found.n_prompts), found.n_prompts) or (None, None)
+    return told
 
 
 def _agreement(rows: Sequence[Row], verdict: Callable[[Row], Label | None], seed: int) -> dict[str, Any]:
@@ -209,18 +215,21 @@ def _of_accuracy(overall: dict[str, Any]) -> Iterable[str]:
         yield f"The judge agrees with people on {value}{between}, which is better than chance."
     elif averaged["is_clear"]:
         yield f"The judge agrees with people on {value}{between}, which is worse than chance."
-    else:
+    elif averaged["high"] is not None and averaged["high"] < NEAR_CHANCE:
         yield f"The judge agrees with people on {value}{between}: about chance. Its labels say nothing about people's."
+    else:
+        yield f"The judge agrees with people on {value}{between}: too few pairs to tell it from chance."
 
 
 def _of_position(found: dict[str, Any] | None) -> Iterable[str]:
     if found is None or found["same_letter"] is None:
         return
     share, n_a, n_b = found["same_letter"]["value"], found["same_a"], found["same_b"]
-    if share >= 0.5:
-        mostly = "A" if n_a >= n_b else "B"
-        said = f"It named the same letter in both orders on {share:.0%} of the pairs, mostly {mostly}"
-        yield f"{said}: it judges by position."
+    leans = found["p_value"] < 1 - LEVEL
+    if found["same_letter"]["low"] > 0.5 or (share >= 0.5 and leans):
+        # A coin tossed for every order names the same letter on half of the pairs, and favours neither.
+        mostly = f", mostly {'A' if n_a > n_b else 'B'}" if leans else ""
+        yield f"It named the same letter in both orders on {share:.0%} of the pairs{mostly}: it judges by position."
     elif share >= 0.2:
         yield f"It contradicts itself on {share:.0%} of the pairs when the order is swapped."
 

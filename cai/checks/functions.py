@@ -53,8 +53,9 @@ def call(name: str, text: str) -> str | None:
 def _function(name: str) -> Callable[[str], object]:
     found = list(entry_points(group=GROUP, name=name))
     if not found:
-        known = ", ".join(sorted(point.name for point in entry_points(group=GROUP))) or "none"
-        raise UserError(f"found no check function '{name}' installed, expected one of {known}; install its package")
+        known = ", ".join(sorted(point.name for point in entry_points(group=GROUP)))
+        others = f", expected one of {known}" if known else ", nor any other"
+        raise UserError(f"found no check function '{name}' installed{others}; install its package")
     if len({point.value for point in found}) > 1:
         raise UserError(f"found {len(found)} check functions called '{name}'; uninstall all but one")
     return found[0].load()  # type: ignore[no-any-return]

@@ -51,10 +51,13 @@ class FieldChange:
     new: Any
     pieces: tuple[Piece, ...] = ()
     """The word-level difference, for texts on both sides."""
+    examples: tuple[tuple[Piece, ...], ...] = ()
+    """Of `tests`: every worked example that differs, word by word."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON can say it."""
         return {"field": self.name, "old": self.old, "new": self.new, "words": [list(p) for p in self.pieces],
+                "examples": [[list(p) for p in example] for example in self.examples],
                 "costs": cost_of(self.name)}  # fmt: skip
 
 
@@ -153,7 +156,11 @@ def likeness(one: Principle, other: Principle) -> float:
     """Return the share of words (0 to 1) that two principles have in common, in order; 1 where a part is the same."""
     if set(one.part_ids.items()) & set(other.part_ids.items()):
         return 1.0
-    return SequenceMatcher(None, _words(_said(one)), _words(_said(other)), autojunk=False).ratio()
+    return _alike(_said(one), _said(other))
+
+
+def _alike(one: str, other: str) -> float:
+    return SequenceMatcher(None, _words(one), _words(other), autojunk=False).ratio()
 
 
 def _said(principle: Principle) -> str:
@@ -173,7 +180,27 @@ def _field_changes(old: Principle, new: Principle) -> Iterator[FieldChange]:
         before, after = _plain(old, name), _plain(new, name)
         if before != after:
             is_text = isinstance(before, str) and isinstance(after, str)
-            yield FieldChange(name, before, after, tuple(words(before, after)) if is_text else ())
+            shown = tuple(_examples(before or (), after or ())) if name == "tests" else ()
+            yield FieldChange(name, before, after, tuple(words(before, after)) if is_text else (), shown)
+
+
+def _examples(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> Iterator[tuple[Piece, ...]]:
+    """Yield the worked examples that differ: a new one beside the likest old one that is gone, or by itself."""
+    # Each as one line that names its keys, and what it says without them.
+    before, after = (
+        {" | ".join(f"{k}: {v}" for k, v in t.items()): " ".join(t.values()) for t in s} for s in (old, new)
+    )
+    gone = [line for line in before if line not in after]
+    for line, said in after.items():
+        if line in before:
+            continue
+        likest = max(gone, key=lambda other, said=said: _alike(before[other], said), default=None)
+        if likest is None or _alike(before[likest], said) < ALIKE:
+            yield (("+", line),)
+            continue
+        gone.remove(likest)
+        yield tuple(words(likest, line))
+    yield from ((("-", line),) for line in gone)
 
 
 def _all_of(principle: Principle, *, is_new: bool) -> tuple[FieldChange, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cai.constitution import PARTS, Constitution, Principle
+from cai.report.words import plural
 
 SAYS = {
     "critique": "Asked of the critic",
@@ -75,4 +76,4 @@ def lines(data: dict[str, Any]) -> Iterator[str]:
         for part in principle["parts"]:
             told = part["text"] if part["rules"] is None else "; ".join(f"{k}: {v}" for k, v in part["rules"].items())
             yield f"  {part['part']}: {' '.join(told.split())}"
-        yield f"  {len(principle['tests'])} worked examples"
+        yield f"  {plural(len(principle['tests']), 'worked example')}"

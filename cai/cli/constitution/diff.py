@@ -46,12 +46,14 @@ def handle(arguments: argparse.Namespace) -> int:
 def show_change(change: Any) -> None:
     """Print one principle's change."""
     from cai.cli.terminal import say
-    from cai.workshop.difference import cost_of
+    from cai.workshop.difference import cost_of, marked
 
     name = f"{change.old.id} -> {change.new.id}" if change.kind == "renamed" else change.id
     say(f"{_SIGNS[change.kind]} {name} ({change.kind})")
     for field in change.fields:
         say(f"    {field.name}: {told(field.as_dict())}")
+        for example in field.examples:
+            say(f"        {' '.join(marked(example).split())}")
         if change.kind in ("changed", "renamed"):
             say(f"        so {cost_of(field.name)}")
     say()
