@@ -53,13 +53,13 @@ LOG: list[Sent] = []
 class Recording(Endpoint):
     """An endpoint that keeps what it sends."""
 
-    async def post(self, path: str, payload: dict[str, Any]) -> tuple[Any, int, float]:
+    async def post(self, path: str, payload: dict[str, Any], **how: Any) -> tuple[Any, int, float]:
         """As Endpoint."""
         prompt = _PROMPT.get()
         after = [i for i, sent in enumerate(LOG) if sent.prompt == prompt and sent.answered]
         sent = Sent(prompt, path, orjson.dumps(payload), after)
         LOG.append(sent)
-        answer = await super().post(path, payload)
+        answer = await super().post(path, payload, **how)
         sent.answered = True
         return answer
 

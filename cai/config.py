@@ -281,7 +281,8 @@ class JudgeSection(Section):
     principles: Positive | Literal["all"] = "all"
     """Every principle that applies, or this many drawn per comparison by hash."""
     max_outside_mass: Probability = 0.5
-    """A judgment is invalid when more probability than this lies outside the offered letters."""
+    """A judgment is invalid when more probability than this lies outside the offered letters. At 1 nobody asks for it,
+    and where the server has `/generative_scoring` the quicker of the two roads is taken."""
     on_disagreement: Literal["abstain", "average"] = "abstain"
     """What a principle says whose two orders name different winners."""
     tie_margin: Probability = 0.01

@@ -34,10 +34,11 @@ from cai.templates import Fence, Templates, Turn
 
 _CHARS_PER_TOKEN = 4.0
 """Rough, for English; the tokenizer is not loaded for a plan."""
-_TOKENS_PER_S = {"cpu": 450.0, "cuda": 15_000.0}
+_TOKENS_PER_S = {"cpu": 210.0, "cuda": 15_000.0}
 """Generated tokens per second of a 135M model on two cores, and of a model of a few billion weights on one GPU: the
 first is measured (docs/benchmarks.md), the second an order of magnitude."""
-_PREFILL_PER_S = {"cpu": 4_000.0, "cuda": 150_000.0}
+_PREFILL_PER_S = {"cpu": 430.0, "cuda": 150_000.0}
+"""The same for prompt tokens."""
 
 
 @dataclass

@@ -10,11 +10,13 @@ from __future__ import annotations
 import gzip
 import math
 import re
+import sqlite3
 import zlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -31,6 +33,10 @@ SHOWN = 20
 NEAR_DUPLICATE = 0.6
 """Jaccard index from which two conversations count as near duplicates. A word changed or a polite phrase added
 to a one-line prompt stays above it; different questions of one form ("what is the difference between ...") below."""
+_BUCKETS = 1 << 20
+"""Into so many are shingles counted: 4 MB."""
+_TEXTS_AT_HAND = 2048
+"""Held-out texts kept in memory because they were compared lately: some 10 kB each."""
 _BOM = b"\xef\xbb\xbf"
 _SAVED = ("state.json", "dataset_dict.json")
 """What `datasets.save_to_disk` leaves in a folder."""
@@ -221,27 +227,67 @@ def _lot(prompt: Prompt, salt: str) -> float:
 
 
 def overlaps(
-    train: Iterable[Prompt], held_out: Sequence[Prompt], threshold: float = NEAR_DUPLICATE
+    train: Iterable[Prompt], held_out: Iterable[Prompt], threshold: float = NEAR_DUPLICATE
 ) -> dict[str, Overlap]:
     """Return, by training prompt's id, the held-out prompt that it resembles by `threshold` (0 < t <= 1) or more.
 
     Nothing is estimated: a pair at or above the threshold shares one of its rarest shingles (prefix filtering,
-    Chaudhuri et al. 2006), so only such pairs are compared, and `train` may be as long as it likes.
+    Chaudhuri et al. 2006), so only such pairs are compared. Both sides may be as long as they like.
     """
-    texts = [shingles(prompt) for prompt in held_out]
-    counts = Counter(shingle for text in texts for shingle in text)
-    index: dict[str, list[int]] = defaultdict(list)
-    for i, text in enumerate(texts):
-        for shingle in _rarest(text, counts, threshold):
-            index[shingle].append(i)
-    found = {}
-    for prompt in train:
-        text = shingles(prompt)
-        candidates = {i for shingle in _rarest(text, counts, threshold) for i in index.get(shingle, ())}
-        jaccard, i = max(((_jaccard(text, texts[i]), i) for i in candidates), default=(0.0, -1))
-        if i >= 0 and jaccard >= threshold:
-            found[prompt.id] = Overlap(held_out_id=held_out[i].id, jaccard=jaccard)
-    return found
+    with closing(sqlite3.connect("")) as file:  # a temporary file, gone when it is closed
+        near = _Near(file, held_out, threshold)
+        return {prompt.id: overlap for prompt in train if (overlap := near.nearest(prompt)) is not None}
+
+
+class _Near:
+    """Held-out prompts by their rarest shingles, in a file: memory does not grow with them."""
+
+    def __init__(self, file: sqlite3.Connection, prompts: Iterable[Prompt], threshold: float) -> None:
+        self._file, self._threshold = file, threshold
+        # Rarity needs no more than one order for all texts: shingles that share a bucket may count as one.
+        self._counts = array("I", bytes(4 * _BUCKETS))
+        self._text = lru_cache(maxsize=_TEXTS_AT_HAND)(self._read)
+        file.execute("CREATE TABLE texts (i INTEGER PRIMARY KEY, id TEXT, shingles BLOB)")
+        file.execute("CREATE TABLE rarest (shingle INTEGER, i INTEGER)")
+        file.executemany("INSERT INTO texts (id, shingles) VALUES (?, ?)", map(self._counted, prompts))
+        texts = file.execute("SELECT i, shingles FROM texts")
+        file.executemany(
+            "INSERT INTO rarest VALUES (?, ?)",
+            ((shingle, i) for i, kept in texts for shingle in self._rarest(array("q", kept))),
+        )
+        file.execute("CREATE INDEX by_shingle ON rarest (shingle, i)")
+
+    def nearest(self, prompt: Prompt) -> Overlap | None:
+        """Return the held-out prompt that this one resembles most, or None where none is near enough."""
+        text = _hashes(prompt)
+        find = "SELECT i FROM rarest WHERE shingle = ?"
+        candidates = {i for shingle in self._rarest(text) for (i,) in self._file.execute(find, (shingle,))}
+        jaccard, i = max(((_jaccard(text, self._text(i)), i) for i in candidates), default=(0.0, -1))
+        if i < 0 or jaccard < self._threshold:
+            return None
+        ((id_,),) = self._file.execute("SELECT id FROM texts WHERE i = ?", (i,))
+        return Overlap(held_out_id=id_, jaccard=jaccard)
+
+    def _counted(self, prompt: Prompt) -> tuple[str, bytes]:
+        text = _hashes(prompt)
+        for shingle in text:
+            self._counts[shingle % _BUCKETS] += 1
+        return prompt.id, array("q", text).tobytes()
+
+    def _read(self, i: int) -> frozenset[int]:
+        ((kept,),) = self._file.execute("SELECT shingles FROM texts WHERE i = ?", (i,))
+        return frozenset(array("q", kept))
+
+    def _rarest(self, text: Collection[int]) -> list[int]:
+        """Return the shingles of which a text at or above the threshold must share one."""
+        n_shared = math.ceil(self._threshold * len(text) - 1e-9)
+        counts = self._counts
+        return sorted(text, key=lambda shingle: (counts[shingle % _BUCKETS], shingle))[: len(text) - n_shared + 1]
+
+
+def _hashes(prompt: Prompt) -> frozenset[int]:
+    """Return a prompt's shingles as numbers of 64 bits, other ones in every process."""
+    return frozenset(map(hash, shingles(prompt)))
 
 
 def shingles(prompt: Prompt) -> frozenset[str]:
@@ -257,12 +303,6 @@ def shingles(prompt: Prompt) -> frozenset[str]:
     return frozenset(found or ("\n".join(said),))
 
 
-def _rarest(text: frozenset[str], counts: Counter[str], threshold: float) -> list[str]:
-    """Return the shingles of which a text at or above the threshold must share one, under one order for all texts."""
-    n_shared = math.ceil(threshold * len(text) - 1e-9)
-    return sorted(text, key=lambda shingle: (counts[shingle], shingle))[: len(text) - n_shared + 1]
-
-
-def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+def _jaccard(a: frozenset[int], b: frozenset[int]) -> float:
     shared = len(a & b)
     return shared / (len(a) + len(b) - shared)

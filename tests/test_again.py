@@ -48,6 +48,20 @@ def test_fast_paths_change_no_verdict(folder: Path) -> None:
     assert runs.exports(fast["run"])[0] == runs.exports(slow["run"])[0]
 
 
+@pytest.mark.parametrize("mode", ["score", "rubric"])
+def test_fast_paths_change_no_grade(folder: Path, mode: str) -> None:
+    path = folder / "constitution.yaml"
+    asks = "    rubric: [{ask: Is it kind?, weight: 2.0}, {ask: Is it rude?, weight: -1.0}]\n"
+    path.write_text(path.read_text(encoding="utf-8") + asks, encoding="utf-8")
+    fast, slow = (
+        run(folder, name, judge={"mode": mode}, engine__fast_paths=name == "fast", prompts__train_limit=2)
+        for name in ("fast", "slow")
+    )
+    assert decisions(fast) == decisions(slow)
+    assert len([p_a for *_, p_a in decisions(slow) if p_a not in (None, 0.0, 0.5, 1.0)]) > 5
+    assert runs.exports(fast["run"])[0] == runs.exports(slow["run"])[0]
+
+
 def test_the_scoring_road_changes_no_verdict(folder: Path) -> None:
     told = run(folder, "told", judge={"max_outside_mass": 1.0})
     slow = run(folder, "slow", judge={"max_outside_mass": 1.0}, engine__fast_paths=False)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from cai.config import EngineSection
 from cai.engine.scripted import ScriptedProcess, ScriptedServer
-from cai.engine.transport import Endpoint, Level
+from cai.engine.transport import Endpoint, Level, _retry_after
 from cai.errors import EngineError, RejectedError, UserError
 from tests import runs
 
@@ -78,6 +82,16 @@ def test_retry_after_is_honoured() -> None:
     assert waited >= 0.6
 
 
+def test_retry_after_may_name_a_date() -> None:
+    def after(said: str) -> float | None:
+        return _retry_after({"Retry-After": said})
+
+    assert 50 < after(format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)) <= 60
+    assert after("Wed, 21 Oct 2015 07:28:00 GMT") == after("0") == 0 and after("0.5") == 0.5
+    assert after("99999") == after("Fri, 31 Dec 2199 23:59:59 GMT") == 120
+    assert [after(said) for said in ("", "soon", "nan", "-1", "31 Dec 2199 23:59:59 -0000", "²")] == [None] * 6
+
+
 def test_giving_up_names_the_trouble() -> None:
     async def work(endpoint: Endpoint) -> None:
         with pytest.raises(RejectedError, match="gave up after 3 attempts, last: 500"):
@@ -90,6 +104,38 @@ def test_giving_up_names_the_trouble() -> None:
 def test_a_hang_behind_a_green_health_is_noticed() -> None:
     (_, attempts, _), _ = ask("hang@1;hang-health-ok", chat, stall_timeout_s=0.4)
     assert attempts == 2
+
+
+def test_a_slow_answer_is_waited_for_while_tokens_are_made() -> None:
+    """It comes when the server has been looked at several times over, each time with some more tokens."""
+    n_looks = n_asked = 0
+    looked_at = asyncio.Event()
+
+    async def metrics(request: web.Request) -> web.Response:
+        nonlocal n_looks
+        n_looks += 1
+        if n_looks == 6:
+            looked_at.set()
+        return web.Response(text=f'vllm:generation_tokens_total{{model_name="m"}} {n_looks}.0\n')
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal n_asked
+        n_asked += 1
+        await looked_at.wait()
+        return web.json_response({})
+
+    async def main() -> int:
+        app = web.Application()
+        app.add_routes([web.get("/metrics", metrics), web.post("/v1/chat/completions", answer)])
+        async with TestServer(app) as server:
+            endpoint = Endpoint(f"http://127.0.0.1:{server.port}", EngineSection(stall_timeout_s=0.2))
+            await endpoint.open()
+            try:
+                return (await chat(endpoint))[1]
+            finally:
+                await endpoint.close()
+
+    assert asyncio.run(main()) == n_asked == 1
 
 
 def test_push_back_halves_the_level_and_answers_raise_it() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -420,6 +422,23 @@ def test_no_overlap_at_or_above_the_threshold_is_missed(left: list[str], right: 
                 best[a.id] = max(jaccard, best.get(a.id, 0))
     found = promptset.overlaps(train, held_out, threshold)
     assert {leak: overlap.jaccard for leak, overlap in found.items()} == best
+
+
+def test_memory_does_not_grow_with_the_held_out_prompts() -> None:
+    def prompts(n: int) -> Iterator[Prompt]:
+        chance = random.Random(0)
+        return (asked(" ".join(f"{chance.getrandbits(32):x}" for _ in range(20))) for _ in range(n))
+
+    def peak(n: int) -> int:
+        tracemalloc.start(1)
+        try:
+            assert len(promptset.overlaps(prompts(10), prompts(n))) == 10
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(10)  # what is made once
+    assert peak(1000) - peak(200) < 800 * 100, "a prompt has 39 shingles of 8 bytes and more"
 
 
 def test_a_shared_system_message_does_not_make_prompts_alike() -> None:

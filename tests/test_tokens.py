@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -9,9 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cai.config import Phase, RunConfig
+from cai.constitution import Principle
+from cai.engine.model import Generate
 from cai.engine.tokens import ByteTokens, Tokens
 from cai.errors import UserError
+from cai.records import Message, Prompt
+from cai.stages.walk import Walk
+from cai.store.calls import Recorded, Tally
+from cai.store.store import Store
 from cai.templates import Turn
+from tests import runs
+from tests.judging import InProcess, a_bench
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -45,6 +55,22 @@ def tokens(folder: Path) -> Tokens:
     return Tokens.load(str(folder))
 
 
+def walked(folder: Path) -> list[Generate]:
+    """Return what one answer, its critique and its revision ask of the model."""
+    runs.write_inputs(folder)
+    config = RunConfig.model_validate(runs.config(folder))
+    model, store = InProcess(), Store(folder / "store.sqlite")
+    recorded = Recorded(model, store, Tally())
+    phase = Phase(name="walk", samples=1, revisions=1, pairs=("revision",))
+    principle = Principle(id="kind", title="Kind", critique="Is it kind?", revision="Be kind.", compare="Kinder?")
+    walk = Walk(phase, "walk", config, recorded, recorded, a_bench(principle))
+    try:
+        asyncio.run(walk(Prompt(messages=(Message(role="user", content="Why is the sky blue?"),))))
+    finally:
+        store.close()
+    return model.written
+
+
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=30)
 MARKS = ("\ue0000\ue001", "\ue0001\ue001", "\ue0000\ue0010\ue0000\ue001")
 VERDICT = Turn("assistant", "The better answer is answer")
@@ -55,8 +81,18 @@ VERDICT = Turn("assistant", "The better answer is answer")
 def test_a_shared_beginning_changes_no_token(tokens: Tokens, pair: str, ready: str, principles: list[str]) -> None:
     head = (Turn("user", pair), Turn("assistant", ready))
     tails = [(Turn("user", p), VERDICT) for p in principles]
-    grouped = tokens.group_ids(head, tails)
+    grouped, shared = tokens.group_ids(head, tails), tokens.split_ids(head, tails).shared
+    assert shared == tokens.prompt_ids(head, open_final=False)[: len(shared)] and shared.count(1) == len(head)
     assert grouped == [tokens.prompt_ids((*head, *tail), open_final=True) for tail in tails]
+
+
+def test_critique_and_revision_go_on_from_the_conversation_token_for_token(tokens: Tokens, tmp_path: Path) -> None:
+    written = walked(tmp_path)
+    asked = [tokens.prompt_ids(request.turns, open_final=False) for request in written]
+    assert len(asked) == 3
+    for before, ids, request in zip(asked, asked[1:], written[1:], strict=False):
+        goes_on = before + tokens.answer_ids(request.turns[-2].text)
+        assert ids[: len(goes_on)] == goes_on
 
 
 def test_ids_equal_the_chat_template_of_transformers(folder: Path, tokens: Tokens) -> None:

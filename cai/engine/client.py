@@ -2,7 +2,7 @@
 
 Where the tokenizer is known, prompts are rendered, tokenised and checked against the context here and sent as token
 ids, so that nothing is cut silently and model text can never become a control token. Where it is not, conversations
-go as chat completions and the server renders them.
+go as chat completions and the server renders them; so do judgments where a server scores no token ids.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -26,7 +27,9 @@ from cai.templates import Turn
 
 _CHAT_TOP = 20
 Answered = TypeVar("Answered")
-_SHARES, _COMPLETIONS = "/generative_scoring", "/v1/completions"
+_SHARES, _COMPLETIONS, _CHAT = "/generative_scoring", "/v1/completions", "/v1/chat/completions"
+_UNEVEN = 1.25
+"""A replica holds at most this many times its part of the work in flight (Mirrokni, Thorup and Zadimoghaddam 2018)."""
 
 
 class Tokenizer(Protocol):
@@ -70,6 +73,8 @@ class Client:
         self._settings = settings
         self._tokens = tokenizer
         self._by_ids = tokenizer is not None and settings.fast_paths
+        self._ids_answered = False
+        """Whether token ids have brought probabilities: from then on a refusal is the request's own fault."""
         self.roads = scoring.Roads((_SHARES, _COMPLETIONS))
 
     async def generate(self, request: Generate) -> Reply:
@@ -88,13 +93,14 @@ class Client:
 
     async def _generate(self, request: Generate, endpoint: Endpoint) -> Reply:
         if self._tokens is None:
-            path, payload = "/v1/chat/completions", {"messages": _messages(request.turns)}
+            path, payload = _CHAT, {"messages": _messages(request.turns)}
         else:
             ids = self._tokens.prompt_ids(request.turns, open_final=False)
             self._fits(len(ids), request.sampling.max_tokens)
             path, payload = _COMPLETIONS, {"prompt": ids}
         payload |= {"model": self.name, "seed": request.seed, **_sampling(request.sampling)}
-        answer, attempts, seconds = await endpoint.post(path, payload)
+        follows = any(turn.role == "assistant" for turn in request.turns)
+        answer, attempts, seconds = await endpoint.post(path, payload, follows=follows)
         try:
             reply = scoring.generated(scoring.choices(answer, 1)[0])
         except scoring.Unreadable as error:
@@ -104,12 +110,34 @@ class Client:
         return self._signed(reply, path, endpoint, attempts, seconds, scoring.usage(answer))
 
     async def _score(self, group: ScoreGroup, endpoint: Endpoint) -> list[Reply]:
-        if self._by_ids:
-            return await self._score_by_ids(group, endpoint)
+        if not self._by_ids:
+            return await self._score_all_by_chat(group, endpoint)
+        try:
+            found = await self._score_by_ids(group, endpoint)
+        except RejectedError:
+            if self._ids_answered:
+                raise
+            return await self._score_by_last_road(group, endpoint)
+        if not self._ids_answered:
+            if all(reply.error == "no_probabilities" for reply in found):  # it passed over what it does not know
+                return await self._score_by_last_road(group, endpoint)
+            self._ids_answered |= any(reply.logprobs for reply in found)
+        return found
+
+    async def _score_by_last_road(self, group: ScoreGroup, endpoint: Endpoint) -> list[Reply]:
+        """Ask as chat what token ids have brought nothing for, and stay with it if it brings more."""
+        replies = await self._score_all_by_chat(group, endpoint)
+        if not self._ids_answered and any(reply.logprobs for reply in replies):
+            self._by_ids = False
+            self.roads.drop(_COMPLETIONS)
+        return replies
+
+    async def _score_all_by_chat(self, group: ScoreGroup, endpoint: Endpoint) -> list[Reply]:
         # The first one leads: when it is answered its beginning is cached, and the others follow.
         leader, *others = range(len(group.tails))
         first = await self._score_by_chat(group, leader, endpoint)
-        return [first, *await asyncio.gather(*(self._score_by_chat(group, i, endpoint) for i in others))]
+        following = (self._score_by_chat(group, i, endpoint, follows=True) for i in others)
+        return [first, *await asyncio.gather(*following)]
 
     async def _likelihood(self, request: Likelihood, endpoint: Endpoint) -> Reply:
         assert self._tokens is not None
@@ -149,7 +177,7 @@ class Client:
 
     def _may_take_shares(self, group: ScoreGroup) -> bool:
         """Return whether this group goes to `/generative_scoring`, which knows two options and tells no mass."""
-        return not group.mass and len(group.options) == 2 and self.roads.next() == _SHARES
+        return self._by_ids and not group.mass and len(group.options) == 2 and self.roads.next() == _SHARES
 
     async def _shares(
         self,
@@ -217,7 +245,7 @@ class Client:
             self._signed(reply, _COMPLETIONS, endpoint, attempts, seconds, {})
         return found
 
-    async def _score_by_chat(self, group: ScoreGroup, i: int, endpoint: Endpoint) -> Reply:
+    async def _score_by_chat(self, group: ScoreGroup, i: int, endpoint: Endpoint, *, follows: bool = False) -> Reply:
         turns = group.head + group.tails[i]
         if self._tokens is not None and not self._room(len(self._tokens.prompt_ids(turns, open_final=True)), 1):
             return Reply(error="too_long")
@@ -233,13 +261,12 @@ class Client:
             payload |= {"messages": _messages(turns), "add_generation_prompt": False, "continue_final_message": True}
         else:
             payload["messages"] = _messages(turns[:-1] if turns[-1].role == "assistant" else turns)
-        path = "/v1/chat/completions"
-        answer, attempts, seconds = await endpoint.post(path, payload)
+        answer, attempts, seconds = await endpoint.post(_CHAT, payload, follows=follows)
         try:
             reply = scoring.scored_by_text(scoring.choices(answer, 1)[0], group.options)
         except scoring.Unreadable as error:
             reply = Reply(error=str(error), raw=answer)
-        return self._signed(reply, path, endpoint, attempts, seconds, scoring.usage(answer))
+        return self._signed(reply, _CHAT, endpoint, attempts, seconds, scoring.usage(answer))
 
     # -- which server, and does it fit -------------------------------------------------------------------------------
 
@@ -252,13 +279,14 @@ class Client:
                 continue
 
     def _pick(self, turns: Sequence[Turn]) -> Endpoint:
-        """Return the replica that has seen this conversation's beginning, unless it is full and another is not."""
+        """Return the replica that has seen this conversation's beginning, unless it has too much to do already."""
         if len(self._endpoints) == 1:
             return self._endpoints[0]
         start = next((t for t in turns if t.role != "system"), turns[0]).text_id
         up = [endpoint for endpoint in self._endpoints if endpoint.is_up] or self._endpoints
         ranked = sorted(up, key=lambda e: hashlib.blake2b(f"{start}{e.url}".encode()).digest())
-        free = [e for e in ranked if e.level.in_flight < int(e.level.limit)]
+        even = _UNEVEN * (sum(e.level.in_flight for e in up) + 1) / len(up)
+        free = [e for e in ranked if e.level.in_flight < min(math.ceil(even), int(e.level.limit))]
         return free[0] if free else min(ranked, key=lambda e: e.level.in_flight / e.level.limit)
 
     def _room(self, n_prompt: int, n_new: int) -> bool:

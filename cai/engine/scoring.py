@@ -26,6 +26,7 @@ class Roads:
 
     def __init__(self, roads: Sequence[str]) -> None:
         self.seconds: dict[str, list[float]] = {road: [] for road in roads}
+        self.not_offered: list[str] = []
         self._tried = dict.fromkeys(roads, 0)
 
     def next(self) -> str:
@@ -43,13 +44,19 @@ class Roads:
 
     def drop(self, road: str) -> None:
         """Never go by this road again: the server does not offer it."""
+        if road in self.seconds:
+            self.not_offered.append(road)
         self.seconds.pop(road, None)
         self._tried.pop(road, None)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the road gone by and the milliseconds per prompt that each took; empty where none was chosen."""
+        """Return the road gone by, the milliseconds per prompt that each took, and the roads that were not offered.
+
+        Empty where there was nothing to choose.
+        """
         took = {road: round(1000 * self.median_s(road), 3) for road, measured in self.seconds.items() if measured}
-        return {"taken": min(took, key=took.__getitem__), "ms_per_prompt": took} if took else {}
+        found = {"taken": min(took, key=took.__getitem__), "ms_per_prompt": took} if took else {}
+        return found | ({"not_offered": self.not_offered} if self.not_offered else {})
 
     def median_s(self, road: str) -> float:
         """Return the seconds per prompt that a road took; infinite where it was never come to its end."""
@@ -133,8 +140,9 @@ def _share(item: dict[str, Any], options: Sequence[str]) -> Reply:
 def scored_by_text(choice: dict[str, Any], options: Sequence[str]) -> Reply:
     """Return the options' log-probabilities from a chat completion's first token, found by what the tokens spell.
 
-    Tokens that spell the same option (`A`, ` A`) are added up. An option that is not among the listed tokens has at
-    most the probability of the least likely token listed; it is given none.
+    Tokens that spell the same option (`A`, ` A`) are added up. Where none spells an option whole, those count by which
+    it alone begins. An option that is not among the listed tokens has at most the probability of the least likely token
+    listed; it is given none.
     """
     try:
         listed = choice["logprobs"]["content"][0]["top_logprobs"]
@@ -146,10 +154,20 @@ def scored_by_text(choice: dict[str, Any], options: Sequence[str]) -> Reply:
         return Reply(error="refused" if refusal else "no_probabilities", raw=choice)
     if any(math.isnan(lp) or lp > 1e-3 for _, lp in spelled):
         return Reply(error="not_probabilities", raw=choice)
-    found = {option: [lp for token, lp in spelled if token == option] for option in options}
+    found = {option: _spelling(option, options, spelled) for option in options}
     if not any(found.values()):
         return Reply(error="outside_options", raw=choice)
     return _scored({option: _sum(lps) for option, lps in found.items()})
+
+
+def _spelling(option: str, options: Sequence[str], spelled: Sequence[tuple[str, float]]) -> list[float]:
+    whole = [lp for token, lp in spelled if token == option]
+    others = [other for other in options if other != option]
+    return whole or [
+        lp
+        for token, lp in spelled
+        if token and option.startswith(token) and not any(o.startswith(token) for o in others)
+    ]
 
 
 def _sum(logprobs: Sequence[float]) -> float:

@@ -1,6 +1,8 @@
 """One server as the client sees it: how many requests it bears, and what to do when it fails.
 
 * Concurrency finds its own level: it grows while answers come and halves on 429, 503 and timeouts.
+* Who goes on with what the server has just read goes before who begins, so that a beginning is read again before it
+  falls out of the server's cache.
 * What may pass is tried again with jittered, growing pauses, and Retry-After is honoured; what will never pass
   (400, 401, 403, 404, 413, 422, a spent quota) is not.
 * A server that cannot be reached is waited for, up to a deadline; a server of our own is started again. Where replicas
@@ -16,6 +18,8 @@ import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -46,15 +50,16 @@ class Level:
         self.in_flight = 0
         self._pushed_back = False
         self._last_decrease = 0.0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._following: deque[asyncio.Future[None]] = deque()
+        self._beginning: deque[asyncio.Future[None]] = deque()
 
-    async def acquire(self) -> None:
-        """Wait for a place, first come, first served."""
-        if self.in_flight < int(self.limit) and not self._waiting:
+    async def acquire(self, *, follows: bool = False) -> None:
+        """Wait for a place, first come, first served; those that follow go before those that begin."""
+        if self.in_flight < int(self.limit) and not self._following and not self._beginning:
             self.in_flight += 1
             return
         future = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
+        (self._following if follows else self._beginning).append(future)
         try:
             await future
         except asyncio.CancelledError:
@@ -82,8 +87,8 @@ class Level:
             self._last_decrease = now
 
     def _wake(self) -> None:
-        while self._waiting and self.in_flight < int(self.limit):
-            future = self._waiting.popleft()
+        while (waiting := self._following or self._beginning) and self.in_flight < int(self.limit):
+            future = waiting.popleft()
             if not future.done():
                 self.in_flight += 1
                 future.set_result(None)
@@ -140,12 +145,12 @@ class Endpoint:
         if self._session:
             await self._session.close()
 
-    async def post(self, path: str, payload: dict[str, Any]) -> tuple[Any, int, float]:
-        """Return (JSON answer, attempts, seconds).
+    async def post(self, path: str, payload: dict[str, Any], *, follows: bool = False) -> tuple[Any, int, float]:
+        """Return (JSON answer, attempts, seconds); `follows` tells that the prompt goes on from one it has read.
 
         Raises RejectedError for this request, EngineError for all, Elsewhere where a replica should be asked instead.
         """
-        await self.level.acquire()
+        await self.level.acquire(follows=follows)
         try:
             return await self._until_answered(path, orjson.dumps(payload))
         finally:
@@ -312,10 +317,14 @@ def _judge_answer(where: str, status: int, headers: Any, content: bytes) -> Any:
 
 
 def _retry_after(headers: Any) -> float | None:
+    """Return the seconds to wait: a number, or until the date that is named; None where neither stands there."""
+    said = headers.get("Retry-After", "")
     try:
-        return min(max(float(headers.get("Retry-After", "")), 0.0), _RETRY_AFTER_MAX_S)
-    except ValueError:
+        is_number = said.replace(".", "", 1).isdecimal()
+        seconds = float(said) if is_number else (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError, OverflowError):  # no date, or one without its zone
         return None
+    return min(max(seconds, 0.0), _RETRY_AFTER_MAX_S)
 
 
 def _pause(attempt: int) -> float:

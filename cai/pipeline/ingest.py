@@ -1,7 +1,7 @@
 """Prompts into the store: read, folded, split and guarded against leaks before anything is generated.
 
-They stream: what is read lies in a temporary SQLite file until it is divided, so that memory grows with the held-out
-prompts (their shingles are compared with every training prompt) and not with the training prompts.
+They stream: what is read lies in a temporary SQLite file until it is divided, and so does what held-out prompts are
+known by again among training prompts. Memory grows with neither.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Divided:
             )
 
     def _drop_leaks(self, threshold: float) -> int:
-        leaks = promptset.overlaps(self.prompts("train"), list(self.prompts("held_out")), threshold)
+        leaks = promptset.overlaps(self.prompts("train"), self.prompts("held_out"), threshold)
         self._kept.executemany("DELETE FROM prompts WHERE id = ?", ((id_,) for id_ in leaks))
         return len(leaks)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from cai.engine.bytetokens import END_OF_TEXT, VOCAB_SIZE
 from cai.engine.scripted import prose
-from cai.engine.scripted.reading import Comparison, fenced_answer, read_comparison, task_of
+from cai.engine.scripted.reading import Comparison, fenced_answer, offered, read_comparison, task_of
 from cai.engine.scripted.rules import attentive, draws, parse_rule
 
 FLOOR_LOGPROB = -20.0
@@ -71,8 +71,9 @@ class ScriptedModel:
         """Return sample `index` for `prompt`."""
         if ask.labels or ask.max_tokens == 1:
             comparison = read_comparison(prompt)
-            if ask.labels or comparison:
-                return self._choose(prompt, comparison, ask, index)
+            labels = ask.labels or (() if comparison else offered(prompt))
+            if labels or comparison:
+                return self._choose(prompt, self.believe(prompt, comparison, labels), ask, index)
         return self._tell(prompt, ask, index)
 
     def believe(self, prompt: bytes, comparison: Comparison | None, labels: Sequence[int]) -> dict[int, float]:
@@ -97,8 +98,7 @@ class ScriptedModel:
         masses[second] = inside * (1.0 - verdict.p_a)
         return masses
 
-    def _choose(self, prompt: bytes, comparison: Comparison | None, ask: Ask, index: int) -> Written:
-        masses = self.believe(prompt, comparison, ask.labels)
+    def _choose(self, prompt: bytes, masses: dict[int, float], ask: Ask, index: int) -> Written:
         token = self._sampled(masses, prompt, ask, index)
         steps = [_step(masses, token, ask)] if ask.top is not None or ask.labels else []
         if ask.max_tokens == 1:

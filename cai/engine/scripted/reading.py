@@ -88,6 +88,14 @@ def fenced_answer(text: bytes) -> bytes | None:
     return answers[-1].strip() if answers else None
 
 
+def offered(text: bytes) -> tuple[int, ...]:
+    """Return the first bytes of what is offered on a single answer: grades on a principle, yes and no on a question."""
+    _, end, after = text.rpartition(b"<<end answer ")
+    if not end:
+        return ()
+    return tuple(b"123456789") if b"\n" + _PRINCIPLE in after else tuple(b"YN") if b"\nQuestion:" in after else ()
+
+
 def last_user_turn(text: bytes) -> bytes:
     """Return the last user message of a rendered conversation; all of `text` where it has no turns."""
     return text.rpartition(_USER_TURN)[2].partition(_CLOSE)[0]
