@@ -270,6 +270,7 @@ def test_prompts_a_policy_was_trained_on_are_left_out(folder: Path) -> None:
         (("--policy", "one", "--suite", "small.yaml", "--scores", "prompts.jsonl"), "prompts.jsonl:1: expected"),
         (("somewhere",), "no manifest.json here"),
         (("somewhere", "limit=3"), "without --suite"),
+        (("somewhere", "--trust-remote-code"), "a run keeps the leave of its config"),
     ],
 )
 def test_mistakes_are_told_in_one_message(folder: Path, words: tuple[str, ...], complaint: str) -> None:

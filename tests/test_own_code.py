@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from cai.cli import _parsed
 from cai.config import DpoSection, EngineSection, ModelSection, RewardMix, RewardSection
 from cai.engine import command
 from cai.engine.identity import model_identity
 from cai.errors import UserError
+from cai.model import code
 from cai.pipeline.serving import identity_of
 from tests.tiny import make_model
 from tests.training import SETTINGS, one_thread, planted_pairs, write
@@ -143,6 +145,36 @@ def test_the_server_is_given_leave_by_its_command_line_and_in_no_other_way(
     assert "--trust-remote-code" in command.vllm(str(theirs), EngineSection(), 1, trust_remote_code=True).arguments
     with pytest.raises(UserError, match="engine.args: found '--trust-remote-code'"):
         command.vllm(str(theirs), EngineSection(args=("--trust-remote-code",)), 1)
+
+
+def test_a_contest_gives_leave_by_its_command_says_so_and_keeps_it(theirs: Path, marker: Path, tmp_path: Path) -> None:
+    from cai.cli import eval as door
+    from cai.evaluate import suite
+    from cai.pipeline import contestants
+    from cai.pipeline.contest import Contest
+    from cai.pipeline.meter import Meter
+
+    meter, engine = Meter(), ["engine.kind=transformers"]
+    told = contestants.of_names(suite.load("everyday"), [str(theirs)], None, engine, tmp_path, trusted=True)
+    contest = Contest(told, meter)
+    contest._prepare()
+    assert contest.manifest["contest"]["trust_remote_code"] == [str(theirs)]
+    assert contest.identities[0].endswith("+code") and meter.notes == [code.said(str(theirs))]
+    words = ["eval", "--policy", str(theirs), "--suite", "everyday", "limit=1", *engine, "--out", str(tmp_path)]
+    entries = [door._entry(_parsed(each), [], engine) for each in (words, [*words, "--trust-remote-code"])]
+    assert [entry.policies[0].section.trust_remote_code for entry in entries] == [False, True]
+
+
+def test_an_adapter_is_merged_by_hand_with_leave_only(
+    theirs: Path, marker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cai.model.merge import main
+
+    adapter = trained("dpo", theirs, tmp_path / "out", trust_remote_code=True).path
+    words = [str(theirs), str(adapter), str(tmp_path / "merged")]
+    assert main(words) == 2 and "comes with Python code of its own" in capsys.readouterr().err
+    assert main([*words, "--trust-remote-code"]) == 0 and (tmp_path / "merged" / "model.safetensors").exists()
+    assert main(words[:2]) == 2 and capsys.readouterr().err.startswith("usage: ")
 
 
 def test_a_training_file_asks_for_it_and_is_told_once(

@@ -323,6 +323,7 @@ def test_held_out_pairs_are_scored_and_the_report_agrees(
     assert main(["reward", "score", str(held_out), "-m", str(tmp_path / "rm"), "-o", str(tmp_path / "s.jsonl")]) == 0
     first = json.loads((tmp_path / "s.jsonl").read_text().splitlines()[0])
     assert first["rewards"] == pytest.approx(found[0].tolist(), abs=1e-5) and first["chosen"]
+    assert main(["train", str(spec), "--show", "0"]) == 2
     assert main(["train", str(spec), "--show", "1"]) == 0
     assert "⟦<end>⟧" in capsys.readouterr().out
     assert main(["train", str(spec), "method=dpo", "held_out=null", "--show", "1"]) == 0

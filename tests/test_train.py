@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cai.errors import TrainError, UserError
 from cai.train.data import training_order
 from cai.train.rows import load_pairs, load_sft
 from tests.tiny import WORDS, make_model
-from tests.training import SETTINGS, margins, message, one_thread, planted_pairs, write
+from tests.training import SETTINGS, curve, margins, message, one_thread, planted_pairs, write
 
 __all__ = ["one_thread"]
 
@@ -216,6 +217,12 @@ def test_a_finished_checkpoint_is_kept_and_never_taken_for_another(tiny: Path, t
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(TrainError, match="bytes expected; the checkpoint is damaged"):
         dpo.train(path, str(tiny), tmp_path / "out", settings, device="cpu")
+    manifest = tmp_path / "out" / "checkpoint.json"
+    manifest.write_bytes(manifest.read_bytes()[:50])
+    with pytest.raises(TrainError, match="checkpoint.json: not whole .*; the checkpoint is damaged"):
+        dpo.train(path, str(tiny), tmp_path / "out", settings, device="cpu")
+    with pytest.raises(UserError, match="pairs.jsonl: no folder can be made here"):
+        dpo.train(path, str(tiny), path, settings, device="cpu")
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_rows(tiny: Path, tmp_path: Path) -> None:
@@ -278,6 +285,31 @@ def test_state_that_would_run_code_or_is_half_written_is_not_resumed(tiny: Path,
     (state / "optimizer.pt").write_bytes(kept)  # the seal now names another size: this state counts as cut short
     assert train().manifest["steps"] == 8
     assert [json.loads(line)["step"] for line in (out / "curve.jsonl").open()] == list(range(1, 9))
+
+
+def test_ctrl_c_stops_a_training_file_after_the_step_in_progress(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cai.cli import main
+    from cai.train.telemetry import Trackers
+
+    rows, file = write(tmp_path / "rows.jsonl", planted_pairs(32)), tmp_path / "train.yaml"
+    settings = "train: {device: cpu, dtype: float32, dpo: {save_steps: 99, max_steps: 4}}"
+    file.write_text(f"method: dpo\nbase: {tiny}\nrows: {rows}\nout: {tmp_path / 'out'}\n{settings}\n")
+
+    def pressed(self: Trackers, row: dict[str, Any]) -> None:
+        if row["step"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Trackers, "send", pressed)
+    assert main(["train", str(file)]) == 130 and signal.getsignal(signal.SIGINT) is before
+    said = capsys.readouterr().err
+    assert "reference: 32 rows" in said and "stopped at step 2 of 4; the same command goes on there" in said
+    monkeypatch.undo()
+    assert main(["train", str(file)]) == 0
+    assert [row["step"] for row in curve(tmp_path / "out")] == [1, 2, 3, 4]
+    assert "step 2/4" not in capsys.readouterr().err
 
 
 def test_a_kill_just_before_the_manifest_costs_no_training(

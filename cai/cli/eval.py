@@ -32,6 +32,11 @@ def add(commands: Any) -> None:
     parser.add_argument("--scores", metavar="FILE", help="JSONL of answer ids and scores, for best-of-n")
     parser.add_argument("--out", default="runs", help="the folder in which the contest's own is made (default: runs)")
     parser.add_argument("--suites", action="store_true", help="list the suites that ship")
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code that comes with the checkpoints named here; it may do anything, so read it before",
+    )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     add_json(parser)
     parser.set_defaults(handle=handle)
@@ -59,6 +64,8 @@ def _check(arguments: argparse.Namespace, runs: list[str], overrides: list[str])
         raise UserError("give either a run's folder or at least one --policy; see `cai eval --help`")
     if arguments.policy and arguments.suite is None:
         raise UserError("--policy needs --suite: the prompts to answer; `cai eval --suites` lists those that ship")
+    if runs and arguments.trust_remote_code:
+        raise UserError("--trust-remote-code is for what --policy names; a run keeps the leave of its config")
     asked = [name for name in ("judge", "scores") if getattr(arguments, name)] + overrides
     if arguments.suite is None and asked:
         raise UserError(f"found {', '.join(asked)} without --suite; a run's own evaluation is measured as it was made")
@@ -146,4 +153,5 @@ def _entry(arguments: argparse.Namespace, runs: list[str], overrides: list[str])
     if runs:
         with RunView(runs[0]) as run:
             return contestants.of_run(run, suite, of_engine)
-    return contestants.of_names(suite, arguments.policy, arguments.judge, of_engine, Path(arguments.out))
+    named = suite, arguments.policy, arguments.judge, of_engine, Path(arguments.out)
+    return contestants.of_names(*named, trusted=arguments.trust_remote_code)

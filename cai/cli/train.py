@@ -32,6 +32,8 @@ def handle(arguments: argparse.Namespace) -> int:
     """Set stale checkpoints aside, then go on with the run, which trains what is missing; or train the file."""
     from cai.errors import UserError
 
+    if arguments.show is not None and arguments.show < 1:
+        raise UserError(f"--show {arguments.show}: expected how many rows to show, 1 or more")
     if arguments.run.endswith((".yaml", ".yml")):
         return _file(arguments)
     if arguments.overrides:
@@ -73,12 +75,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _file(arguments: argparse.Namespace) -> int:
     """Train what a training file asks for, in this process."""
-    import threading
-
     from cai import shipped
     from cai.cli.terminal import say, say_json
     from cai.errors import UserError
-    from cai.train.run import quiet_libraries, spec_of, train_with
+    from cai.train.run import quiet_libraries, spec_of, stoppable, train_with
 
     spec = spec_of(shipped.find(arguments.run), arguments.overrides)
     if arguments.show:
@@ -95,10 +95,13 @@ def _file(arguments: argparse.Namespace) -> int:
 
     def tell(row: dict[str, Any]) -> None:
         loss = "" if row.get("loss") is None else f"  loss {row['loss']:.4f}"
-        print(f"step {row['step']}/{row['steps']}{loss}  {row.get('eta_s', 0):.0f} s left", file=sys.stderr, flush=True)
+        line = f"step {row['step']}/{row['steps']}{loss}  {row.get('eta_s', 0):.0f} s left"
+        if "reference_rows" in row:
+            line = f"reference: {row['reference_rows']} rows"
+        print(line, file=sys.stderr, flush=True)
 
-    stop = threading.Event()
-    result = train_with(spec, tell, stop)
+    with stoppable() as stop:
+        result = train_with(spec, tell, stop)
     if arguments.json:
         say_json({"path": str(result.path), "reused": result.reused, "manifest": result.manifest})
     else:

@@ -45,7 +45,8 @@ _HINTS = (
     ),
     (
         "trust[_-]remote[_-]code",
-        "the model comes with Python code of its own; read it, then set trust_remote_code: true beside its name",
+        "the model comes with Python code of its own; read it, then set trust_remote_code: true beside its name (on a "
+        "command line: --trust-remote-code)",
     ),
     ("ddress already in use", "its port was taken meanwhile; run the same command again"),
     ("No space left on device", "the disk is full; free space and run the same command again"),

@@ -19,7 +19,7 @@ def asked_for(model: str) -> Iterator[None]:
         raise UserError(
             f"'{model}': comes with Python code of its own (auto_map in its config.json), without which it cannot be "
             "loaded, and such code is run only on request; read it, then set trust_remote_code: true beside the "
-            "model's name, or take a model that transformers knows"
+            "model's name (on a command line: --trust-remote-code), or take a model that transformers knows"
         ) from None
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from cai.errors import UserError
+from cai.errors import CaiError, UserError
 from cai.model.code import asked_for
+from cai.model.fetch import resolve
 from cai.model.folder import publish
 
 
@@ -55,5 +57,20 @@ def _check(adapter: str) -> None:
         raise UserError(f"{adapter}: adapter_config.json cannot be read ({error})") from error
 
 
+def main(arguments: Sequence[str]) -> int:
+    """Merge, and return the exit code. BASE may be an embedded name."""
+    places = [word for word in arguments if word != "--trust-remote-code"]
+    if len(places) != 3:
+        print("usage: python -m cai.model.merge BASE ADAPTER OUT [--trust-remote-code]", file=sys.stderr)
+        return 2
+    base, adapter, out = places
+    try:
+        merge_adapter(resolve(base), adapter, Path(out), trust_remote_code=len(places) < len(arguments))
+    except CaiError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
 if __name__ == "__main__":
-    merge_adapter(sys.argv[1], sys.argv[2], Path(sys.argv[3]), trust_remote_code="--trust-remote-code" in sys.argv[4:])
+    sys.exit(main(sys.argv[1:]))

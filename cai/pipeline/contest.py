@@ -24,6 +24,7 @@ from cai.evaluate.standings import phase_between, phase_of
 from cai.evaluate.suite import Suite, check_domains
 from cai.executors.local import for_each
 from cai.manifest import Manifest, RunLock, id_of, keep_text, settle_config, write_atomically
+from cai.model import code
 from cai.pipeline import judges
 from cai.pipeline.meter import Meter
 from cai.pipeline.serving import Fleet, Lazy, identity_of
@@ -106,6 +107,9 @@ class Contest:
         check_domains(suite, read.prompts)
         self.prompts, n_seen = self._unseen(read.prompts)
         config = self._config()
+        trusted = sorted({str(s.checkpoint) for s in (*self._sections(), entry.judge_section) if s.trust_remote_code})
+        for model in trusted:
+            self.meter.note(code.said(model))
         self.manifest, sitting = Manifest(self.folder), judges.identities(config)
         settle_config(self.folder, config.model_dump(mode="json"), accept_changes=False)
         texts = {"constitution.yaml": path.read_text(encoding="utf-8")}
@@ -132,6 +136,7 @@ class Contest:
                 "held_out": len(self.prompts),
             },
             contest={
+                "trust_remote_code": trusted,
                 "suite": suite.model_dump(mode="json"),
                 "policies": policies,
                 "judge": judges_in_words(suite.judge, sitting.get("judges", []), self._judge_identity),

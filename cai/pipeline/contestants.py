@@ -31,25 +31,36 @@ def of_run(run: RunView, suite: Suite, overrides: Sequence[str]) -> Entry:
     return Entry(suite, tuple(policies), judge, engine, run.folder.resolve().parent, run.folder)
 
 
-def of_names(suite: Suite, policies: Sequence[str], judge: str | None, overrides: Sequence[str], beside: Path) -> Entry:
-    """Return the contest of policies given as CHECKPOINT, URL, run folder, or NAME=any of these."""
-    judged_by = _section(judge) if judge else None
+def of_names(
+    suite: Suite,
+    policies: Sequence[str],
+    judge: str | None,
+    overrides: Sequence[str],
+    beside: Path,
+    *,
+    trusted: bool = False,
+) -> Entry:
+    """Return the contest of policies given as CHECKPOINT, URL, run folder, or NAME=any of these.
+
+    `trusted` lets Python code that comes with a checkpoint be run; a run's policy has the leave that its run had.
+    """
+    judged_by = _section(judge, trusted) if judge else None
     engine = _engine(overrides, EngineSection())
-    return Entry(suite, tuple(contestant(text) for text in policies), judged_by, engine, beside)
+    return Entry(suite, tuple(contestant(text, trusted) for text in policies), judged_by, engine, beside)
 
 
-def contestant(text: str) -> Contestant:
+def contestant(text: str, trusted: bool = False) -> Contestant:
     """Return the policy that a command line names. A run's folder stands for its last policy and gives it its name."""
     name, equals, place = text.partition("=")
     if not equals or not _NAME.fullmatch(name):
         name, place = "", text
     if not name and (Path(place).expanduser() / "manifest.json").is_file():
         name = Path(place).expanduser().resolve().name
-    section = _section(place)
+    section = _section(place, trusted)
     return Contestant(name or _name_of(section), section)
 
 
-def _section(place: str) -> ModelSection:
+def _section(place: str, trusted: bool) -> ModelSection:
     if place.startswith(("http://", "https://")):
         return ModelSection(base_url=(place,))
     folder = Path(place).expanduser()
@@ -60,8 +71,8 @@ def _section(place: str) -> ModelSection:
             raise UserError(f"policy '{place}': this run has trained no policy; name a checkpoint or another run")
         return _trained(run, trained[-1])
     if (folder / "checkpoint.json").is_file():
-        return ModelSection(checkpoint=str(_whole(folder)))
-    return ModelSection(checkpoint=place)
+        return ModelSection(checkpoint=str(_whole(folder)), trust_remote_code=trusted)
+    return ModelSection(checkpoint=place, trust_remote_code=trusted)
 
 
 def _trained(run: RunView, policy: dict[str, str]) -> ModelSection:
@@ -76,7 +87,10 @@ def _checkpoint_in(run: RunView, policy: dict[str, str]) -> Path:
 
 def _whole(folder: Path) -> Path:
     if not (folder / "model").is_dir():
-        raise UserError(f"{folder}: no 'model' folder in this checkpoint; merge its adapter first, or train it again")
+        raise UserError(
+            f"{folder}: no 'model' folder in this checkpoint; merge its adapter first (python -m cai.model.merge BASE "
+            f"{folder / 'adapter'} {folder / 'model'})"
+        )
     return folder / "model"
 
 

@@ -47,7 +47,10 @@ class Folder:
     @contextmanager
     def owned(self) -> Iterator[Folder]:
         """Hold the folder. Raises UserError where another process trains into it."""
-        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise UserError(f"{self.out}: no folder can be made here ({error.strerror}); name another one") from None
         with open(self.out / ".lock", "w", encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -57,10 +60,9 @@ class Folder:
 
     def finished(self) -> dict[str, Any] | None:
         """Return the manifest of the checkpoint that is here, or None. Raises UserError where it is another one's."""
-        path = self.out / "checkpoint.json"
-        if not path.exists():
+        if not is_finished(self.out):
             return None
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = manifest_of(self.out)
         differing = [k for k, v in self.fingerprint.items() if manifest.get(k) != v]
         if differing:
             raise UserError(
@@ -117,6 +119,23 @@ class Folder:
             lines = (line for line in self.curve.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
             kept = [line for line in lines if json.loads(line)["step"] <= step]
             write_atomically(self.curve, "".join(line + "\n" for line in kept))
+
+
+def is_finished(out: Path) -> bool:
+    """Return whether a training has left its checkpoint in this folder."""
+    return (out / "checkpoint.json").exists()
+
+
+def manifest_of(out: Path) -> dict[str, Any]:
+    """Return what `checkpoint.json` says of a finished checkpoint. Raises TrainError where it was cut short."""
+    path = out / "checkpoint.json"
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TrainError(
+            f"{path}: not whole ({error}); the checkpoint is damaged, remove {out} and train again"
+        ) from error
+    return manifest
 
 
 def check_whole(out: Path, manifest: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ counted and trained on in no way: a failed judgment is never a zero, and never t
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from cai.store.calls import Answer, Recorded, Tally
 from cai.store.store import Store
 from cai.templates import Fence, Templates, neutralise, transcript
 from cai.train.admit import check_base
-from cai.train.checkpoint import check_fits, check_whole, content_of
+from cai.train.checkpoint import check_fits, check_whole, content_of, is_finished, manifest_of
 from cai.train.data import Renderer, load_tokenizer
 from cai.train.loop import Loop
 from cai.train.members import combined, weighed
@@ -167,7 +166,7 @@ def _classifier(folder: str, dtype: torch.dtype, trusted: bool) -> tuple[Any, li
     from transformers import AutoModelForSequenceClassification
 
     out = Path(folder).parent
-    said = json.loads((out / "checkpoint.json").read_text(encoding="utf-8")) if _is_trained(out) else {}
+    said = manifest_of(out) if is_finished(out) else {}
     is_adapter = (Path(folder) / "adapter_config.json").exists()
     if is_adapter and not said:
         raise UserError(f"'{folder}': an adapter without the checkpoint.json beside its folder, which names its base")
@@ -194,15 +193,11 @@ def _classifier(folder: str, dtype: torch.dtype, trusted: bool) -> tuple[Any, li
     return model, (said.get("reward") or {}).get("principles", [])
 
 
-def _is_trained(out: Path) -> bool:
-    return (out / "checkpoint.json").exists()
-
-
 def _weights_of(name: str) -> str:
     """Return where the weights of a reward model are: in a training's folder, or in a folder or cache of their own."""
     out = Path(name)
-    if _is_trained(out):
-        return str(out / json.loads((out / "checkpoint.json").read_text(encoding="utf-8"))["kind"])
+    if is_finished(out):
+        return str(out / manifest_of(out)["kind"])
     return resolve(name)
 
 

@@ -21,7 +21,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -59,11 +60,9 @@ def main(arguments: list[str]) -> int:
     die_with_parent()
     quiet_libraries()
     out = own_stdout()
-    stop = threading.Event()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: stop_or_leave(stop))
     try:
-        result = train(read_spec(Path(arguments[0]), arguments[1:]), out, stop)
+        with stoppable() as stop:
+            result = train(read_spec(Path(arguments[0]), arguments[1:]), out, stop)
     except CaiError as error:
         say(out, {"error": str(error), "kind": type(error).__name__})
         print(f"error: {error}", file=sys.stderr)
@@ -178,11 +177,26 @@ def own_stdout() -> TextIO:
     return ours
 
 
-def stop_or_leave(stop: threading.Event) -> None:
-    """Ask for a stop after the step in progress; asked twice, leave at once. The last saved state stays."""
-    if stop.is_set():
-        os._exit(130)
-    stop.set()
+@contextmanager
+def stoppable() -> Iterator[threading.Event]:
+    """Yield what SIGINT or SIGTERM sets, to stop after the step in progress; the second one leaves at once.
+
+    Either way the last saved state stays.
+    """
+    stop = threading.Event()
+
+    def on_signal(*_: Any) -> None:
+        if stop.is_set():
+            os._exit(130)
+        stop.set()
+        os.write(2, b"\nstopping after the step in progress; once more leaves at once\n")
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def die_with_parent() -> None:

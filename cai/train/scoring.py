@@ -6,7 +6,6 @@ rewards = model.score([(messages, answer), …], how="cautious")
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from cai.errors import TrainError, UserError
 from cai.model.fetch import resolve
 from cai.train.batches import stacked_answers
-from cai.train.checkpoint import check_fits, check_whole
+from cai.train.checkpoint import check_fits, check_whole, is_finished, manifest_of
 from cai.train.data import Example, Messages, Renderer, load_tokenizer
 from cai.train.members import How, combined, weighed
 from cai.train.reward import load_scorer, scores
@@ -139,10 +138,9 @@ class Ensemble:
 
 
 def _manifest(out: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((out / "checkpoint.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{out}: no finished training here ({error}); expected the folder of a reward model") from error
+    if not is_finished(out):
+        raise UserError(f"{out}: no finished training here; expected the folder of a reward model")
+    manifest = manifest_of(out)
     if "reward" not in manifest:
         raise UserError(f"{out}: holds a '{manifest.get('method')}' checkpoint, expected a reward model's")
     check_whole(out, manifest)
