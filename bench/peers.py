@@ -6,8 +6,10 @@
 The job: answer, critique, revise, then 16 principles in both orders. A peer whose environment is not there is skipped.
 To make them:
 
-    python3.11 -m venv bench/.peers/distilabel && bench/.peers/distilabel/bin/pip install 'distilabel[openai]==1.5.3' requests
-    python3.11 -m venv bench/.peers/designer && bench/.peers/designer/bin/pip install data-designer==0.9.6
+    python3.11 -m venv bench/.peers/distilabel
+    bench/.peers/distilabel/bin/pip install 'distilabel[openai]==1.5.3' requests
+    python3.11 -m venv bench/.peers/designer
+    bench/.peers/designer/bin/pip install data-designer==0.9.6
 
 Every arm gets a server started afresh; what is timed is the job, not the server's start and not the imports. A round
 takes long (about 40 minutes on two cores): with `--keep` each is written down as it ends, and rounds of the same job
