@@ -407,6 +407,7 @@ def test_the_summary_adds_up_and_tells_of_an_always_a_judge(tmp_path: Path, fini
     first = next(e for e in biased["effects"] if e["picks the answer"] == "first shown")
     assert first["value"] == 1.0 and first["low"] > 0.9 and biased["judge"]["weaknesses"]
     assert any("first shown: 100.0%" in line for line in told(biased))
+    assert first["n_prompts"] < first["n"] and position["p_value"] == pytest.approx(mcnemar(first["n_prompts"], 0))
 
 
 def test_texts_that_recur_and_speak_to_the_judge_are_told(tmp_path: Path) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable
 from itertools import combinations, permutations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cai.evaluate import bestof, ladder, lengths
-from cai.evaluate.intervals import LEAST_CLUSTERS, RESAMPLES, draws, estimate, mean
+from cai.evaluate.intervals import LEAST_CLUSTERS, RESAMPLES, ClusteredShare, draws, estimate, mean, wilson
 from cai.evaluate.ladder import Game
 from cai.evaluate.lengths import Match, controlled
 
@@ -227,3 +229,38 @@ def test_draws_are_the_resamples_that_estimates_take() -> None:
     assert found is not None and len(means) == RESAMPLES
     assert found.low == pytest.approx(means[round(0.025 * (RESAMPLES - 1))], abs=2e-3)
     assert list(draws(LEAST_CLUSTERS - 1, 4)) == []
+
+
+# -- trials in clusters ------------------------------------------------------------------------------------------------
+
+
+def of_clusters(clusters: Iterable[tuple[int, int]]) -> ClusteredShare:
+    found = ClusteredShare()
+    for n_hits, n in clusters:
+        found.add(n_hits, n)
+    return found
+
+
+def test_a_share_of_clusters_is_wilsons_for_as_many_trials_as_vary_so_much() -> None:
+    assert ClusteredShare().interval() is None
+    assert of_clusters([(n % 3 > 0, 1) for n in range(300)]).interval() == pytest.approx(wilson(200, 300), abs=2e-4)
+    alike = of_clusters([(24 * (n % 3 > 0), 24) for n in range(300)])
+    assert alike.interval() == pytest.approx(wilson(200, 300), abs=2e-4), "what is said 24 times is said once"
+    halves = of_clusters([(12, 24)] * 40)
+    assert halves.interval() == wilson(480, 960), "no more trials than there are"
+    assert of_clusters([(24, 24)] * 40).interval() == wilson(40, 40)
+    assert of_clusters([(7, 9)]).interval() == pytest.approx(wilson(7 / 9, 1))
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.8])
+def test_the_interval_of_clustered_trials_covers_what_it_promises(rate: float) -> None:
+    """60 prompts with 4 to 24 judgments each, alike on a prompt; taken as independent, they promise far too much."""
+    dice, covered, naive = np.random.default_rng(23), 0, 0
+    for _ in range(2000):
+        sizes = dice.integers(4, 25, size=60)
+        found = of_clusters(zip(dice.binomial(sizes, dice.beta(4 * rate, 4 - 4 * rate, size=60)), sizes, strict=True))
+        low, high = found.interval() or (1.0, 0.0)
+        covered += low <= rate <= high
+        low, high = wilson(found.n_hits, found.n) or (1.0, 0.0)
+        naive += low <= rate <= high
+    assert covered >= 0.93 * 2000 and naive < 0.8 * 2000

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cai.audit.families import Families
-from cai.evaluate.intervals import wilson
+from cai.evaluate.intervals import ClusteredShare, wilson
 from cai.records import Judgment, Question
 from cai.trail import Ended
 
@@ -18,18 +18,27 @@ NAMES = ("first shown", "longer", "with a list", OWN, FAMILY, "revision")
 
 
 class Effects:
-    """Counts judgments by a model that name a winner. Both orders of a pair are in the shares."""
+    """Counts judgments by a model that name a winner, prompt by prompt as they come.
+
+    Both orders of a pair and all principles are in the shares; what is said of one prompt is a cluster.
+    """
 
     def __init__(self, questions: Mapping[str, Question], families: Families) -> None:
         self._questions, self._families = questions, families
         self._ours: dict[tuple[Any, ...], tuple[int, int]] = {}
-        self._n, self._hits = Counter[str](), Counter[str]()
-        self._both = Counter[str]()
+        self._shares = {name: ClusteredShare() for name in NAMES}
+        self._prompt_id: str | None = None
+        self._n, self._hits = Counter[str](), Counter[str]()  # of this prompt
+        self._lean = 0  # of this prompt: questions that picked the first both times, less those that picked the second
+        self._both, self._leaning = Counter[str](), Counter[str]()
 
     def add(
         self, end: Ended, words: tuple[int, int], lists: tuple[bool, bool], authors: tuple[str | None, ...]
     ) -> None:
         """Count one comparison, whose arms have so many words, a list or none, and these models as authors."""
+        if end.prompt.id != self._prompt_id:
+            self._close()
+            self._prompt_id = end.prompt.id
         known = _sign(*words), _sign(*lists), int(end.comparison.source == "revision")
         # Modes that grade each answer by itself are asked once: no answer stands first.
         ordered = {d.question_id for d in end.decisions if isinstance(d, Judgment) and d.order == "ba"}
@@ -62,34 +71,48 @@ class Effects:
                 self._n[name] += 1
                 self._hits[name] += sign == which
 
+    def _close(self) -> None:
+        """Take the counts of a prompt into the shares."""
+        for name, n in self._n.items():
+            self._shares[name].add(self._hits[name], n)
+        self._n.clear()
+        self._hits.clear()
+        if self._lean:
+            self._leaning["first" if self._lean > 0 else "second"] += 1
+        self._lean = 0
+
     def _pair(self, verdicts: Mapping[str, str]) -> None:
         if len(verdicts) == 2:
             kind = "same arm" if verdicts["ab"] == verdicts["ba"] else "first" if verdicts["ab"] == "a" else "second"
             self._both[kind] += 1
+            self._lean += (kind == "first") - (kind == "second")
 
     def shares(self) -> Iterator[dict[str, Any]]:
-        """Yield how often each of `NAMES` is picked, with Wilson intervals; None of nothing."""
-        for name in NAMES:
-            yield {"picks the answer": name} | (
-                share(self._hits[name], self._n[name]) or {"value": None, "low": None, "high": None, "n": 0}
-            )
+        """Yield how often each of `NAMES` is picked, with an interval over prompts; None of nothing."""
+        self._close()
+        for name, found in self._shares.items():
+            low, high = found.interval() or (None, None)
+            value = found.n_hits / found.n if found.n else None
+            yield {"picks the answer": name, "value": value, "low": low, "high": high, "n": found.n,
+                   "n_prompts": found.n_clusters}  # fmt: skip
 
     def position(self) -> dict[str, Any] | None:
-        """Return McNemar's exact test of position; None where nothing was named in both orders.
+        """Return McNemar's exact test of position over prompts; None where nothing was named in both orders.
 
-        Counted are questions on a comparison that named a winner in both orders. Those that name the answer shown
-        first both times, against those that name the one shown second, are as often one as the other without an
-        effect. Questions on one pair are taken as independent: where they are not, `p_value` is too small.
+        Counted are questions on a comparison that named a winner in both orders: some name the answer shown first
+        both times, some the one shown second. Questions on one prompt resemble each other, so that the test is of
+        prompts on which more of them name the first against those on which more name the second.
         """
+        self._close()
         if not self._both:
             return None
         first, second = self._both["first"], self._both["second"]
         return {
-            "test": "McNemar, exact",
+            "test": "McNemar, exact, over prompts",
             "same_arm": self._both["same arm"],
             "first_both_times": first,
             "second_both_times": second,
-            "p_value": mcnemar(first, second),
+            "p_value": mcnemar(self._leaning["first"], self._leaning["second"]),
         }
 
 

@@ -154,7 +154,7 @@ def told(found: dict[str, Any]) -> Iterator[str]:
     for row in found["verdicts"]:
         yield f"  {row['principle']} {row['order']}: " + ", ".join(f"{k} {v:,}" for k, v in row["verdicts"].items())
     yield ""
-    yield "the judge picks the answer that is (50% is no effect)"
+    yield "the judge picks the answer that is (50% is no effect; 95% intervals over prompts)"
     for row in found["effects"]:
         yield f"  {row['picks the answer']}: {_told(row)}"
     if position := found["position"]:

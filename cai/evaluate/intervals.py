@@ -51,8 +51,8 @@ class Estimate:
         return asdict(self)
 
 
-def wilson(n_hits: int, n: int, *, level: float = LEVEL) -> tuple[float, float] | None:
-    """Return the Wilson score interval of a share (Wilson 1927); None of nothing."""
+def wilson(n_hits: float, n: float, *, level: float = LEVEL) -> tuple[float, float] | None:
+    """Return the Wilson score interval of a share (Wilson 1927); None of nothing. `n` may be an effective size."""
     if not n:
         return None
     z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
@@ -61,6 +61,38 @@ def wilson(n_hits: int, n: int, *, level: float = LEVEL) -> tuple[float, float] 
     half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
     # Rounding must not push the share itself out of its interval.
     return max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))
+
+
+class ClusteredShare:
+    """A share of trials that come in clusters, such as judgments on one prompt, counted cluster by cluster.
+
+    Its interval is Wilson's at the effective sample size: as many independent trials as would vary so much (Kish 1965;
+    the variance is that of a ratio over clusters), never more than there are trials. Where all came out the same the
+    clusters tell no variance, and each counts as one trial.
+    """
+
+    def __init__(self) -> None:
+        self.n_hits = self.n = self.n_clusters = 0
+        self._squares = (0, 0, 0)
+
+    def add(self, n_hits: int, n: int) -> None:
+        """Count one cluster of `n` trials."""
+        hh, hn, nn = self._squares
+        self._squares = hh + n_hits * n_hits, hn + n_hits * n, nn + n * n
+        self.n_hits, self.n, self.n_clusters = self.n_hits + n_hits, self.n + n, self.n_clusters + 1
+
+    def interval(self) -> tuple[float, float] | None:
+        """Return the interval; None of nothing."""
+        n = self._effective() if self.n else 0
+        return wilson(self.n_hits / self.n * n, n) if n else None
+
+    def _effective(self) -> float:
+        p, m = self.n_hits / self.n, self.n_clusters
+        if m < 2 or self.n_hits in (0, self.n):
+            return m
+        hh, hn, nn = self._squares
+        variance = (hh - 2 * p * hn + p * p * nn) / self.n**2 * m / (m - 1)
+        return min(float(self.n), p * (1 - p) / variance) if variance > 0 else self.n
 
 
 def mean(totals: Totals) -> float | None:
