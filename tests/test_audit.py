@@ -580,6 +580,15 @@ def test_every_command_closes_what_it_opens(folder: Path, finished: Path, edited
         assert len(frames.query("SELECT * FROM overrides")) == 2
 
 
+def test_pairs_of_one_phase_do_not_take_the_place_of_all(finished: Path, tmp_path: Path) -> None:
+    with RunView(finished) as run:
+        phase, whole = run.phases[0], (finished / "pairs.jsonl").read_bytes()
+    for out in ((), ("-o", finished / "pairs.jsonl")):
+        assert "give another file, -o FILE" in runs.cai("pairs", finished, "--phase", phase, *out, check=2).stderr
+    runs.cai("pairs", finished, "--phase", phase, "-o", tmp_path / "some.jsonl")
+    assert (finished / "pairs.jsonl").read_bytes() == whole and (tmp_path / "some.jsonl").exists()
+
+
 # -- families, modes without an order, and what a hand may get wrong ---------------------------------------------------
 
 

@@ -39,7 +39,10 @@ def handle(arguments: argparse.Namespace) -> int:
         unknown = set(arguments.phase or []) - set(run.phases)
         if unknown:
             raise UserError(f"{arguments.run}: no phase {sorted(unknown)}; this run has {run.phases}")
-        out = Path(arguments.out) if arguments.out else run.folder / "pairs.jsonl"
+        whole = run.folder / "pairs.jsonl"
+        out = Path(arguments.out) if arguments.out else whole
+        if arguments.phase and out.resolve() == whole.resolve():
+            raise UserError(f"{out} holds the pairs of every phase; with --phase give another file, -o FILE")
         counted = export(run, out, phases=arguments.phase)
         stale = stale_checkpoints(run)
     if arguments.json:
