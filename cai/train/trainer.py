@@ -21,6 +21,7 @@ from cai.config import DpoSection, RewardSection, TrainerSection
 from cai.errors import UserError
 from cai.model.code import asked_for
 from cai.train.adapters import in_place
+from cai.train.admit import rows_at_once
 from cai.train.data import Example
 from cai.train.job import Job
 from cai.train.tripwires import NotFinite
@@ -216,12 +217,12 @@ def arguments(job: Job, **further: Any) -> dict[str, Any]:
     settings, steps = job.settings, job.steps
     on_cpu = job.device == "cpu"
     state = PartialState(cpu=on_cpu)
-    accumulation = max(1, settings.batch_size // (settings.micro_batch_size * state.num_processes))
+    micro = rows_at_once(settings, state.num_processes)
     return {
         "output_dir": str(job.folder.state),
         "max_steps": steps,
-        "per_device_train_batch_size": settings.micro_batch_size,
-        "gradient_accumulation_steps": accumulation,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": settings.batch_size // (micro * state.num_processes),
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule),
         "warmup_steps": math.ceil(settings.warmup * steps),
