@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, TrainerCallback
 
@@ -75,8 +76,8 @@ class Hooks:
     def checked(self, loss: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """Return the loss, or raise NotFinite with the ids of the rows."""
         ids = [example.id for example in self.examples_of(inputs)]
-        if not torch.isfinite(loss):
-            raise NotFinite("the loss", self.state.global_step + 1, f"the rows of this batch: {', '.join(ids)}")
+        if broken := not_finite(loss, ids):
+            raise NotFinite("the loss", self.state.global_step + 1, f"the rows of this batch: {', '.join(broken)}")
         self._ids += ids
         return loss
 
@@ -84,8 +85,17 @@ class Hooks:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         ids, self._ids = self._ids, []
         if norm is not None and not math.isfinite(norm):  # though the loss was: the step with it comes next
-            raise NotFinite("the gradient", self.state.global_step + 1, f"the rows of this step: {', '.join(ids)}")
+            every = ", ".join(gather_object(ids))
+            raise NotFinite("the gradient", self.state.global_step + 1, f"the rows of this step: {every}")
         return norm
+
+
+def not_finite(figures: torch.Tensor, ids: list[str]) -> list[str]:
+    """Return the rows of the processes that have come upon NaN, of which `ids` are this one's; none where none has.
+
+    All processes have to ask, and all are told the same: one that stopped alone would leave the others waiting for it.
+    """
+    return list(gather_object([] if torch.isfinite(figures).all() else ids))
 
 
 class Progress(TrainerCallback):
