@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -51,11 +52,16 @@ def spec_of(method: str, folder: Path) -> dict[str, Any]:
             "learning_rate": 0.001,
             "watch": {"every": 6},
         }
-        (folder / "constitution.yaml").write_text(CONSTITUTION)
-        further["constitution"] = str(folder / "constitution.yaml")
-        further["held_out"] = str(write_prompts(folder / "held_out.jsonl", ["i", "j", "k"]))
+        further = looking(folder)
     told = {"method": method, "rows": str(path), "base": str(make_model(folder / "tiny", pad=True)), "seed": 2}
     return {**told, "device": "cpu", "dtype": "float32", "settings": settings, **further}
+
+
+def looking(folder: Path) -> dict[str, Any]:
+    """Return the spec of looks at three prompts."""
+    (folder / "constitution.yaml").write_text(CONSTITUTION)
+    held_out = write_prompts(folder / "held_out.jsonl", ["i", "j", "k"])
+    return {"constitution": str(folder / "constitution.yaml"), "held_out": str(held_out)}
 
 
 def losses(spec: dict[str, Any], folder: Path, *, processes: int, launched: bool = False) -> list[float]:
@@ -131,6 +137,52 @@ def test_a_policy_in_parts_gives_the_loss_curve_of_a_whole_one_and_is_resumed(lo
     ours, theirs = (load_file(next((tmp_path / out).glob("*/*model.safetensors"))) for out in ("out-1", "out-2"))
     assert ours.keys() == theirs.keys()
     assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 1e-3
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_nan_in_one_of_two_processes_ends_both_alike(watched: bool, tmp_path: Path) -> None:
+    """One row says a word whose embedding is NaN; the other process has nothing of it."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    spec = spec_of("sft", tmp_path)
+    base = Path(spec["base"]) / "model.safetensors"
+    weights = load_file(base)
+    weights["model.embed_tokens.weight"][6] = torch.nan
+    save_file(weights, base, {"format": "pt"})
+    rows = [json.loads(line) for line in Path(spec["rows"]).read_text().splitlines()]
+    write(Path(spec["rows"]), [{**rows[0], "completion": "x7x", "id": "broken"}, *rows[1:]])
+    if watched:
+        spec["settings"]["watch"] = {"every": 99, "max_new_tokens": 3}
+        spec |= looking(tmp_path)
+    path = tmp_path / "out.json"
+    path.write_text(json.dumps({**spec, "out": str(tmp_path / "out")}))
+    with started(path, 2) as ranks:
+        ended = [rank.wait() for rank in ranks]
+        log = ranks[0].log.read_text()
+    if watched:
+        assert ended == [0, 0], log[-3000:]
+        said = json.loads((tmp_path / "out" / "checkpoint.json").read_text())["tripped"]
+        assert said["wire"] == "not_finite" and said["kept_step"] == 0
+    else:
+        assert ended == [1, 1] and not (tmp_path / "out" / "checkpoint.json").exists()
+        assert len(re.findall("error: the loss is not finite at step .*; the rows of this batch: .*broken", log)) == 2
+
+
+def test_nan_takes_a_policy_in_parts_back_to_its_best_weights(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    spec = spec_of("ppo", tmp_path)
+    spec["settings"]["learning_rate"] = 1e38
+    path = tmp_path / "out.json"
+    path.write_text(json.dumps({**spec, "out": str(tmp_path / "out")}))
+    with started(path, 2, ACCELERATE_USE_FSDP="true") as ranks:
+        assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].log.read_text()[-3000:]
+    said = json.loads((tmp_path / "out" / "checkpoint.json").read_text())
+    assert said["tripped"]["wire"] == "not_finite" and said["tripped"]["kept_step"] == 0
+    kept = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    assert all(torch.isfinite(weight).all() for weight in kept.values())
 
 
 def test_processes_ask_one_judge_and_each_keeps_what_it_asked(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -144,6 +146,29 @@ def test_accelerate_reads_every_config_that_ships(name: str) -> None:
         assert env["FSDP_STATE_DICT_TYPE"] == "FULL_STATE_DICT" and env["FSDP_RESHARD_AFTER_FORWARD"] == "true"
     if name == "deepspeed-zero2":
         assert arguments.zero_stage == 2 and arguments.offload_optimizer_device == "none"
+
+
+def test_a_step_takes_batch_size_rows_whatever_the_number_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import accelerate
+
+    from cai.train.checkpoint import Folder
+    from cai.train.job import Job
+    from cai.train.trainer import arguments
+
+    def taken(batch: int, micro: int, n: int) -> tuple[int, int]:
+        settings = DpoSection.model_validate({"batch_size": batch, "micro_batch_size": micro})
+        monkeypatch.setattr(accelerate, "PartialState", lambda cpu: SimpleNamespace(num_processes=n))
+        folder = Folder(tmp_path, {})
+        told = arguments(Job(folder, "", settings, [], [0] * batch, 0, "cpu", "float32", None, Event(), None))
+        return told["per_device_train_batch_size"], told["gradient_accumulation_steps"]
+
+    assert [taken(16, 8, n) for n in (1, 2, 4, 16)] == [(8, 2), (8, 1), (4, 1), (1, 1)]
+    assert taken(24, 4, 4) == (3, 2), "six rows a process: three and three"
+    for batch, n in ((8, 3), (2, 4)):
+        with pytest.raises(UserError, match=f"{batch} rows a step cannot be shared by {n} processes"):
+            taken(batch, 1, n)
 
 
 @pytest.mark.parametrize(("method", "name"), [("ppo", "DEEPSPEED"), ("grpo", "FSDP"), ("rloo", "DEEPSPEED")])

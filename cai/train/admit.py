@@ -79,6 +79,20 @@ def sharding() -> str | None:
     return next(asked, None)
 
 
+def rows_at_once(settings: TrainerSection, n_processes: int) -> int:
+    """Return how many rows a process takes at once: `micro_batch_size` or less, and all together `batch_size` a step.
+
+    Raises UserError where the processes cannot take equally many.
+    """
+    share, rest = divmod(settings.batch_size, n_processes)
+    if rest:
+        raise UserError(
+            f"batch_size: {settings.batch_size} rows a step cannot be shared by {n_processes} processes; set it to a "
+            f"multiple of {n_processes}"
+        )
+    return next(n for n in range(min(settings.micro_batch_size, share), 0, -1) if share % n == 0)
+
+
 def check_not_sharded(method: str, why: str = "") -> None:
     """Raise UserError where `accelerate launch` was told to shard a model that has to write answers, but cannot then.
 

@@ -7,7 +7,6 @@ the answers are drawn as in PPO, by seeds that are hashes of (seed, step, row).
 from __future__ import annotations
 
 import functools
-import math
 import pickle
 import threading
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from cai.train.data import Example
 from cai.train.job import Interrupted, OnStep, TrainResult
 from cai.train.rewards import Source
 from cai.train.rollouts import InProcess, Rollout, stop_tokens
-from cai.train.trainer import Hooks, Progress, arguments, load_model, load_plain, lora_config
+from cai.train.trainer import Hooks, Progress, arguments, load_model, load_plain, lora_config, not_finite
 from cai.train.tripwires import NotFinite, Trip
 from cai.train.watch import Watch
 
@@ -78,9 +77,10 @@ class _Sampling(Hooks):
         scored = self.ready.mix.score(rollouts)
         if all(total is None for total in scored.totals):
             raise TrainError(f"none of the {len(rollouts)} answers after step {self.state.global_step} could be scored")
-        if any(total is not None and not math.isfinite(total) for total in scored.totals):
+        valid = torch.tensor([total for total in scored.totals if total is not None])
+        if broken := not_finite(valid, sorted({rollout.row.id for rollout in rollouts})):
             # TRL would take it for a missing reward, and that for zero.
-            ids = ", ".join(sorted({rollout.row.id for rollout in rollouts}))
+            ids = ", ".join(sorted(set(broken)))
             raise NotFinite("a reward", self.state.global_step + 1, f"the prompts of this batch: {ids}")
         n_failed = scored.totals.count(None)
         self.n_failed += n_failed

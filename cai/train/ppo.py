@@ -49,7 +49,7 @@ from cai.train.rewards import Scored, Source
 from cai.train.rollouts import InProcess, Rollout, Writer, sample, stop_tokens
 from cai.train.served import Served, loads_adapter
 from cai.train.sharding import full, gathered, restore, shard, state_of, whole
-from cai.train.trainer import checkpoints, load_model, load_plain, lora_config
+from cai.train.trainer import checkpoints, load_model, load_plain, lora_config, not_finite
 from cai.train.tripwires import NotFinite, Trip, best, goes_back, kl_ceiling, tripped
 
 Item = TypeVar("Item")
@@ -334,9 +334,11 @@ class Ppo:
         try:
             self._steps()
         except NotFinite as error:
-            if not goes_back(self.looks, self.ppo.watch, self.accelerator.num_processes):
+            if not goes_back(self.looks, self.ppo.watch):
                 raise
             self.trip = error.trip
+            with whole(self.policy):  # a forward pass that no backward pass followed has left its last part whole
+                pass
         finally:
             self.writer.close()
 
@@ -560,9 +562,8 @@ class Ppo:
                 self.policy.set_requires_gradient_sync(last)
             with nullcontext() if last or self.is_sharded else self.accelerator.no_sync(self.wrapped):
                 loss = self._loss(memory, numbers, weight, sums) / n_tokens * n  # gradients are averaged over processes
-                if not torch.isfinite(loss):
-                    ids = ", ".join(memory.rollouts[i].row.id for i in numbers)
-                    raise NotFinite("the loss", step, f"the prompts of this batch: {ids}")
+                if broken := not_finite(loss, [memory.rollouts[i].row.id for i in numbers]):
+                    raise NotFinite("the loss", step, f"the prompts of this batch: {', '.join(broken)}")
                 self.accelerator.backward(loss)
         norm = float(full(torch.nn.utils.clip_grad_norm_(self.wrapped.parameters(), self.ppo.max_grad_norm)))
         if not math.isfinite(norm):

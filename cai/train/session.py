@@ -21,7 +21,7 @@ from cai.config import RewardSection, TrainerSection
 from cai.errors import TrainError, UserError
 from cai.model.fetch import resolve
 from cai.train import setup
-from cai.train.admit import check_base, check_examples, check_not_sharded, check_room
+from cai.train.admit import check_base, check_examples, check_not_sharded, check_room, rows_at_once
 from cai.train.checkpoint import Folder, content_of
 from cai.train.data import Example, Renderer, load_tokenizer, pair_set_id, tokenise, training_order
 from cai.train.job import Interrupted, Job, OnStep, TrainResult, pick_device, pick_dtype
@@ -63,6 +63,7 @@ def train(
     device = pick_device(device)
     process = PartialState(cpu=device == "cpu")
     spec, watch = spec or {}, getattr(settings, "watch", None)
+    rows_at_once(settings, process.num_processes)
     if watch:
         check_not_sharded(method, f" with train.{method}.watch")
     rows = load_sft(rows_path) if method == "sft" else load_pairs(rows_path)

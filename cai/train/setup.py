@@ -24,7 +24,7 @@ from cai.config import RlSection, WatchSection
 from cai.errors import UserError
 from cai.model.fetch import resolve
 from cai.train import rewards
-from cai.train.admit import check_base, check_not_sharded, check_room, sharding
+from cai.train.admit import check_base, check_not_sharded, check_room, rows_at_once, sharding
 from cai.train.checkpoint import Folder, content_of
 from cai.train.data import Example, Renderer, load_tokenizer, training_order
 from cai.train.heldout import HeldOut, Rendered
@@ -124,6 +124,8 @@ def opened(
     device = pick_device(device)
     process = PartialState(cpu=device == "cpu")
     check_not_sharded(method)
+    if method != "ppo":  # whose own loop shares whatever there is
+        rows_at_once(settings, process.num_processes)
     path, rows = resolve(base), load_prompts(rows_path)
     check_base(path)
     folder = Folder(Path(out), {})

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, TrainerCallback
 
@@ -21,6 +22,7 @@ from cai.config import DpoSection, RewardSection, TrainerSection
 from cai.errors import UserError
 from cai.model.code import asked_for
 from cai.train.adapters import in_place
+from cai.train.admit import rows_at_once
 from cai.train.data import Example
 from cai.train.job import Job
 from cai.train.tripwires import NotFinite
@@ -74,8 +76,8 @@ class Hooks:
     def checked(self, loss: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """Return the loss, or raise NotFinite with the ids of the rows."""
         ids = [example.id for example in self.examples_of(inputs)]
-        if not torch.isfinite(loss):
-            raise NotFinite("the loss", self.state.global_step + 1, f"the rows of this batch: {', '.join(ids)}")
+        if broken := not_finite(loss, ids):
+            raise NotFinite("the loss", self.state.global_step + 1, f"the rows of this batch: {', '.join(broken)}")
         self._ids += ids
         return loss
 
@@ -83,8 +85,17 @@ class Hooks:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         ids, self._ids = self._ids, []
         if norm is not None and not math.isfinite(norm):  # though the loss was: the step with it comes next
-            raise NotFinite("the gradient", self.state.global_step + 1, f"the rows of this step: {', '.join(ids)}")
+            every = ", ".join(gather_object(ids))
+            raise NotFinite("the gradient", self.state.global_step + 1, f"the rows of this step: {every}")
         return norm
+
+
+def not_finite(figures: torch.Tensor, ids: list[str]) -> list[str]:
+    """Return the rows of the processes that have come upon NaN, of which `ids` are this one's; none where none has.
+
+    All processes have to ask, and all are told the same: one that stopped alone would leave the others waiting for it.
+    """
+    return list(gather_object([] if torch.isfinite(figures).all() else ids))
 
 
 class Progress(TrainerCallback):
@@ -216,12 +227,12 @@ def arguments(job: Job, **further: Any) -> dict[str, Any]:
     settings, steps = job.settings, job.steps
     on_cpu = job.device == "cpu"
     state = PartialState(cpu=on_cpu)
-    accumulation = max(1, settings.batch_size // (settings.micro_batch_size * state.num_processes))
+    micro = rows_at_once(settings, state.num_processes)
     return {
         "output_dir": str(job.folder.state),
         "max_steps": steps,
-        "per_device_train_batch_size": settings.micro_batch_size,
-        "gradient_accumulation_steps": accumulation,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": settings.batch_size // (micro * state.num_processes),
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule),
         "warmup_steps": math.ceil(settings.warmup * steps),

@@ -68,13 +68,9 @@ def ending(
     return {**trip.as_dict(), "kept_step": step if back is None else back}
 
 
-def goes_back(looks: Sequence[Look], settings: WatchSection | None, num_processes: int) -> bool:
-    """Return whether a training that came upon NaN ends with the best weights there were, and not in an error.
-
-    Of several processes one may be alone in having seen it: then it is an error, which ends them all.
-    """
-    asked = settings is not None and settings.on_trip == "rollback"
-    return asked and num_processes == 1 and best(looks) is not None
+def goes_back(looks: Sequence[Look], settings: WatchSection | None) -> bool:
+    """Return whether a training that came upon NaN ends with the best weights there were, and not in an error."""
+    return settings is not None and settings.on_trip == "rollback" and best(looks) is not None
 
 
 def best(looks: Sequence[Look], trip: Trip | None = None) -> int | None:

@@ -93,7 +93,7 @@ class Watch(TrainerCallback):
 
     def takes(self, error: NotFinite) -> bool:
         """Return whether the training ends with the best weights there were, and not in this error."""
-        if not goes_back(self.looks, self.settings, self.trainer.accelerator.num_processes):
+        if not goes_back(self.looks, self.settings):
             return False
         self.trip = error.trip
         return True
