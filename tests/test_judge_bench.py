@@ -237,6 +237,20 @@ def test_effects_find_a_planted_length_bias_and_no_other() -> None:
     assert "lists, headings, bold" not in found
 
 
+def test_a_feature_that_decides_the_few_pairs_it_differs_on_hides_no_other() -> None:
+    rng = random.Random(3)
+    rows = []
+    for i in range(120):
+        words, label = (rng.randrange(1, 60), rng.randrange(1, 60)), rng.choice("ab")
+        p = 0.9 if rng.random() < curves.sigmoid(1.5 * math.tanh((words[0] - words[1]) / 24)) else 0.1
+        listed = "\n- x" if i < 3 else ""
+        texts = ("w " * words[0] + listed * (p > 0.5), "w " * words[1] + listed * (p < 0.5))
+        rows.append(a_row(i, label, p, p, texts=texts))
+    told = effects.measure(rows)
+    assert told["infinite"] == {"lists, headings, bold": 3} and told["why_not"] is None
+    assert {e["name"]: e["low"] > 0 for e in told["effects"]} == {"people's label": False, "words": True}
+
+
 def test_effects_say_why_they_cannot_be_told() -> None:
     assert "too few" in effects.measure([a_row(0, "a", 0.9, 0.9)])["why_not"]
     assert effects.measure([a_row(i, "a", 0.9, 0.9) for i in range(60)])["why_not"]

@@ -119,6 +119,31 @@ def test_whoever_sat_is_asked_again_by_itself(made: Any, monkeypatch: pytest.Mon
     assert (run / "store.sqlite").read_bytes() == before
 
 
+def named(p_a: float) -> str:
+    """The arm that a probability names; neither at one half."""
+    return "" if p_a == 0.5 else "a" if p_a > 0.5 else "b"
+
+
+def test_how_far_a_panel_is_divided_is_a_question_that_is_answered(made: Any) -> None:
+    mode, config, _ = made
+    folder = config.parent / "runs" / "run"
+    told = json.loads(runs.cai("audit", "query", folder, "panel", "--json").stdout)
+    with RunView(folder) as run:
+        modes = {id_: question.mode for id_, question in run.questions.items()}
+        judgments = [d for e in run.ended("walk") for d in e.decisions if modes[d.question_id] == "panel"]
+    sides: dict[str, list[tuple[str, str]]] = {}  # by member: whom it named, and whom the panel
+    for judgment in judgments:
+        for part in (p for p in judgment.parts if "/" not in p.name.partition(" ")[0]):
+            sides.setdefault(part.name, []).append((named(part.value), judgment.verdict))
+    assert {row["member"]: row["n"] for row in told} == {name: len(said) for name, said in sides.items()}
+    assert len(told) == (3 if mode == "panel" else 0)
+    for row in told:
+        along = [side == verdict for side, verdict in sides[row["member"]] if side and verdict != "tie"]
+        assert row["with_panel"] == pytest.approx(sum(along) / len(along)) and row["low"] <= row["with_panel"]
+    divided = [len({side for side, _ in said if side}) > 1 for said in zip(*sides.values(), strict=True)]
+    assert {row["divided"] for row in told} == ({sum(divided) / len(divided)} if divided else set())
+
+
 def test_readers_name_the_judge_and_the_critic(made: Any) -> None:
     mode, config, _ = made
     with RunView(config.parent / "runs" / "run") as run:

@@ -35,7 +35,6 @@ HOSTILE = (
 )
 texts = st.lists(st.sampled_from(HOSTILE) | st.text(max_size=8), max_size=5).map("".join)
 BENCH = a_bench()
-| st.text(max_size=8), max_size=5).map("".join)
 
 
 def a_case(question: str, a: str, b: str) -> Case:

@@ -23,7 +23,11 @@ FEATURES: dict[str, Callable[[str], int]] = {"words": checks.count_words, "lists
 
 
 def measure(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the effects in log-odds with intervals clustered by prompt, or why they cannot be told."""
+    """Return the effects in log-odds with intervals clustered by prompt, or why they cannot be told.
+
+    `infinite`: features left out since they have no finite effect, such as one that decides every verdict on the few
+    pairs that differ in it; with the number of these pairs.
+    """
     used = [row for row in rows if row.averaged in ("a", "b")]
     if len(used) < LEAST_ROWS:
         return {"n": len(used), "effects": [], "why_not": f"{len(used)} verdicts are too few, {LEAST_ROWS} are needed"}
@@ -33,14 +37,26 @@ def measure(rows: Sequence[Row]) -> dict[str, Any]:
     columns = {name: column for name, column in columns.items() if column.any()}
     if len(set(picks)) < 2:
         return {"n": len(used), "effects": [], "why_not": "the judge picked the same arm throughout"}
-    found = _fitted(picks, np.column_stack(list(columns.values())), [row.prompt_id for row in used])
-    if found is None:
+    prompts = [row.prompt_id for row in used]
+    for infinite in _candidates(columns):
+        kept = {name: column for name, column in columns.items() if name not in infinite}
+        found = _fitted(picks, np.column_stack(list(kept.values())), prompts)
+        if found is not None:
+            break
+    else:
         return {"n": len(used), "effects": [], "why_not": "one of them alone decides every verdict"}
     effects = [
         {"name": name, "value": float(value), "low": float(low), "high": float(high)}
-        for name, value, (low, high) in zip(columns, found.params, found.conf_int(1 - LEVEL), strict=True)
+        for name, value, (low, high) in zip(kept, found.params, found.conf_int(1 - LEVEL), strict=True)
     ]
-    return {"n": len(used), "effects": effects, "why_not": None}
+    differ = {name: int(np.count_nonzero(columns[name])) for name in infinite}
+    return {"n": len(used), "effects": effects, "infinite": differ, "why_not": None}
+
+
+def _candidates(columns: dict[str, np.ndarray]) -> list[list[str]]:
+    """Return what may be left out so that the others can be told: nothing, one feature, all; the rarest first."""
+    features = sorted((name for name in columns if name in FEATURES), key=lambda name: np.count_nonzero(columns[name]))
+    return [left for left in ([], *([name] for name in features), features) if len(left) < len(columns)]
 
 
 def _squashed(rows: Sequence[Row], size: Callable[[str], int]) -> np.ndarray:

@@ -107,7 +107,7 @@ def from_any(row: Any, number: int) -> Labelled:
 
 def _labelled(row: dict[str, Any], number: int, first: str, second: str) -> Labelled:
     label = row["label"]
-    if isinstance(label, (dict, list)) or label not in _LABELS:
+    if isinstance(label, (bool, dict, list)) or label not in _LABELS:
         raise Malformed(f"found the label {label!r}, expected A, B or tie (LLMBar: 1 or 2)")
     raters = tuple(_LABELS[r] for r in row.get("annotators") or () if not isinstance(r, (dict, list)) and r in _LABELS)
     return Labelled(

@@ -89,6 +89,22 @@ QUESTIONS: dict[str, Question] = {
             FROM principles p LEFT JOIN votes v USING (principle_id) GROUP BY p.principle_id ORDER BY relevance""",
         ),
         Question(
+            "panel",
+            4,
+            "Do the members of a panel disagree: how often is it divided, how often does each name its winner?",
+            """SELECT member, count(*) AS n, sum(value IS NULL) AS unusable, avg(along) AS with_panel,
+                wilson_low(sum(along), count(along)) AS low, wilson_high(sum(along), count(along)) AS high,
+                avg(divided) AS divided
+            FROM (SELECT member, value, CASE WHEN verdict IN ('a', 'b') THEN side = verdict END AS along,
+                    coalesce((min(side) OVER decision) <> (max(side) OVER decision), 0) AS divided
+                FROM (SELECT m.decision_id, m.name AS member, m.value, d.verdict,
+                        CASE WHEN m.value > 0.5 THEN 'a' WHEN m.value < 0.5 THEN 'b' END AS side
+                    FROM parts m JOIN decisions d ON d.pair_id = m.pair_id AND d.decision_id = m.decision_id
+                    WHERE d.mode = 'panel' AND ltrim(m.name, '0123456789') LIKE ' %')
+                WINDOW decision AS (PARTITION BY decision_id))
+            GROUP BY member ORDER BY member""",
+        ),
+        Question(
             "invalid",
             5,
             "Which verdicts are invalid, by cause; and which prompts got none, such as those too long?",

@@ -181,6 +181,8 @@ def _show_habits(told: dict[str, Any]) -> None:
             rows.append([title, _share(found["judge"]), f"people: {_share(found['people'])}"])
     for effect in told["effects"]["effects"]:
         rows.append([f"log-odds for {effect['name']}", _estimate(effect, share=False), ""])
+    for name, n in told["effects"].get("infinite", {}).items():
+        rows.append([f"log-odds for {name}", "no finite one", f"{n} pairs differ in it"])
     if people := told["people"]:
         rows.append(["people among themselves", _share(people["agreed"]), f"on {people['n']} pairs"])
     rows.append(["pairs flagged", str(told["flagged"]), ""])
