@@ -139,6 +139,20 @@ def test_a_policy_in_parts_gives_the_loss_curve_of_a_whole_one_and_is_resumed(lo
     assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 1e-3
 
 
+def test_a_stop_that_reaches_one_process_ends_both_at_the_same_step(tmp_path: Path) -> None:
+    spec = spec_of("sft", tmp_path)
+    spec["settings"]["epochs"] = 99.0
+    path = tmp_path / "out.json"
+    path.write_text(json.dumps({**spec, "out": str(tmp_path / "out")}))
+    with started(path, 2) as (first, second):
+        assert next(first.steps()) == 1, first.log.read_text()[-3000:]
+        second.send(signal.SIGTERM)
+        assert [first.wait(), second.wait()] == [130, 130], first.log.read_text()[-3000:]
+    stopped = curve(tmp_path / "out")[-1]["step"]
+    with started(path, 2) as (first, _):
+        assert next(first.steps()) == stopped + 1, first.log.read_text()[-3000:]
+
+
 @pytest.mark.parametrize("watched", [True, False])
 def test_nan_in_one_of_two_processes_ends_both_alike(watched: bool, tmp_path: Path) -> None:
     """One row says a word whose embedding is NaN; the other process has nothing of it."""

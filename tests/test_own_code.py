@@ -165,7 +165,7 @@ def test_a_contest_gives_leave_by_its_command_says_so_and_keeps_it(theirs: Path,
     assert [entry.policies[0].section.trust_remote_code for entry in entries] == [False, True]
 
 
-def test_an_adapter_is_merged_by_hand_with_leave_only(
+def test_an_adapter_is_merged_by_hand_into_its_own_base_and_with_leave_only(
     theirs: Path, marker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from cai.model.merge import main
@@ -175,6 +175,8 @@ def test_an_adapter_is_merged_by_hand_with_leave_only(
     assert main(words) == 2 and "comes with Python code of its own" in capsys.readouterr().err
     assert main([*words, "--trust-remote-code"]) == 0 and (tmp_path / "merged" / "model.safetensors").exists()
     assert main(words[:2]) == 2 and capsys.readouterr().err.startswith("usage: ")
+    other = make_model(tmp_path / "other", pad=True, seed=5)
+    assert main([str(other), *words[1:]]) == 2 and "trained on a base with id b2:" in capsys.readouterr().err
 
 
 def test_a_training_file_asks_for_it_and_is_told_once(

@@ -181,6 +181,21 @@ def test_a_model_that_is_sharded_cannot_write_answers(method: str, name: str, mo
         check_not_sharded(method)
 
 
+def test_an_adapter_for_a_layer_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    from cai.train.admit import check_targets
+
+    def check(*targets: str) -> None:
+        check_targets(DpoSection.model_validate({"lora": {"targets": targets}}), str(model))
+
+    model = make_model(tmp_path / "model")
+    check("q_proj", "self_attn.v_proj", "lm_head")
+    with pytest.raises(UserError, match="has no layer 'v_porj'; its linear layers are down_proj, gate_proj, k_proj"):
+        check("q_proj", "v_porj")
+    with pytest.raises(UserError, match="has no layer 'proj'"):
+        dpo(model, tmp_path, planted_pairs(8), lora={"targets": ["proj"]})
+    assert not (tmp_path / "out").exists()
+
+
 def test_weights_that_were_cut_short_are_named(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model")
     weights = model / "model.safetensors"

@@ -86,10 +86,12 @@ def handle_score(arguments: argparse.Namespace) -> int:
     from cai.train.run import quiet_libraries
 
     quiet_libraries()
+    from cai.train.job import pick_device
     from cai.train.scoring import Ensemble
 
     rows = load_answers(arguments.file)
-    ensemble = Ensemble.load(arguments.model, trust_remote_code=arguments.trust_remote_code)
+    device = pick_device("auto")
+    ensemble = Ensemble.load(arguments.model, device=device, trust_remote_code=arguments.trust_remote_code)
     weights = dict(_weight(text) for text in arguments.weight)
     flat = [(row.prompt, answer) for row in rows for answer in row.answers]
     rewards, members = ensemble.score(flat, how=arguments.how, caution=arguments.caution, weights=weights)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cai import canon
+
 MANIFEST = "cai-model.json"
 _CHUNK_BYTES = 1 << 20
 
@@ -72,6 +74,23 @@ def sha256(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def content_of(folder: str | Path) -> str:
+    """Return the content id of a model's or adapter's folder: its weights, configuration and code, byte for byte.
+
+    A model that is not a local folder is identified by its name.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return str(folder)
+    digest = hashlib.blake2b(digest_size=20)
+    for path in sorted(p for pattern in ("*.safetensors", "*config.json", "*.py") for p in folder.glob(pattern)):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return canon.ID_PREFIX + digest.hexdigest()
 
 
 def _seal(folder: Path, source: dict[str, Any]) -> None:

@@ -12,10 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cai import canon
 from cai.errors import CaiError, UserError
 from cai.model.code import asked_for
 from cai.model.fetch import resolve
-from cai.model.folder import publish
+from cai.model.folder import content_of, publish
 
 
 def merge_adapter(base: str, adapter: str, out: Path, *, trust_remote_code: bool = False) -> Path:
@@ -30,7 +31,7 @@ def merge_adapter(base: str, adapter: str, out: Path, *, trust_remote_code: bool
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    _check(adapter)
+    _check(adapter, base)
     with asked_for(base):
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
@@ -47,7 +48,7 @@ def merge_adapter(base: str, adapter: str, out: Path, *, trust_remote_code: bool
     return out
 
 
-def _check(adapter: str) -> None:
+def _check(adapter: str, base: str) -> None:
     folder = Path(adapter)
     if not (folder / "adapter_model.safetensors").exists():
         raise UserError(f"{adapter}: no adapter_model.safetensors here; adapters are read as safetensors only")
@@ -55,6 +56,19 @@ def _check(adapter: str) -> None:
         json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{adapter}: adapter_config.json cannot be read ({error})") from error
+    _check_fits(folder.parent / "checkpoint.json", base)
+
+
+def _check_fits(trained: Path, base: str) -> None:
+    """Raise UserError where the training that left the adapter began with another model than the one at hand.
+
+    A base of the same shapes takes any adapter without a word. A model of the hub is known by its name alone.
+    """
+    if not trained.exists() or not Path(base).is_dir():
+        return
+    known, found = json.loads(trained.read_text(encoding="utf-8")).get("base_id", ""), content_of(base)
+    if known.startswith(canon.ID_PREFIX) and known != found:
+        raise UserError(f"{trained.parent}: trained on a base with id {known}, '{base}' has {found}; give that base")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from cai.config import DpoSection, RewardSection, TrainerSection
 from cai.errors import UserError
 from cai.model.code import asked_for
+from cai.model.linear import check_named
 from cai.train.data import Example
 
 _YES = ("true", "1")
@@ -91,6 +92,12 @@ def rows_at_once(settings: TrainerSection, n_processes: int) -> int:
             f"multiple of {n_processes}"
         )
     return next(n for n in range(min(settings.micro_batch_size, share), 0, -1) if share % n == 0)
+
+
+def check_targets(settings: TrainerSection, base: str, *, trust_remote_code: bool = False) -> None:
+    """Raise UserError where the adapter shall go into layers that the model does not have."""
+    if settings.lora and settings.lora.targets != "all-linear":
+        check_named(settings.lora.targets, base, trust_remote_code=trust_remote_code)
 
 
 def check_not_sharded(method: str, why: str = "") -> None:

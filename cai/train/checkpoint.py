@@ -13,7 +13,6 @@ and `training_args.bin`, which the trainer would write beside them, is removed.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from typing import Any
 from cai import __version__, canon
 from cai.errors import TrainError, UserError
 from cai.manifest import write_atomically
+from cai.model.folder import content_of
 
 SCHEMA = 1
 SEAL = "seal.json"
@@ -158,23 +158,6 @@ def check_fits(out: Path, manifest: dict[str, Any], base: str) -> None:
             f"{out}: this adapter was trained on a base with id {manifest['base_id']}, but "
             f"'{manifest['base']}' has {found}; bring back that base, or train the adapter anew"
         )
-
-
-def content_of(folder: str | Path) -> str:
-    """Return the content id of a model's or adapter's folder: its weights, configuration and code, byte for byte.
-
-    A model that is not a local folder is identified by its name.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        return str(folder)
-    digest = hashlib.blake2b(digest_size=20)
-    for path in sorted(p for pattern in ("*.safetensors", "*config.json", "*.py") for p in folder.glob(pattern)):
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
-    return canon.ID_PREFIX + digest.hexdigest()
 
 
 def _is_sealed(state: Path) -> bool:

@@ -18,7 +18,7 @@ from cai.train import losses, session
 from cai.train.batches import IGNORE, Batch, can_share, completion_logps, shared_pairs, stacked_pairs, sum_by_arm
 from cai.train.data import Example
 from cai.train.job import Interrupted, Job
-from cai.train.trainer import Hooks, arguments, dataset, load_model, lora_config
+from cai.train.trainer import Hooks, arguments, asked_to_stop, dataset, load_model, lora_config
 
 REFERENCE_FREE = ("orpo", "simpo")
 ARMS = ("chosen", "rejected", "stranger")
@@ -156,7 +156,7 @@ class CaiDPOTrainer(Hooks, DPOTrainer):
         found = {key: torch.zeros(len(self.job.examples)) for key in self._reference_keys()}
         n_done = 0
         for batch in self.accelerator.prepare(loader):
-            if self.job.stop.is_set():
+            if asked_to_stop(self.job):
                 raise Interrupted("stopped before the first step; the same command starts again")
             sums = (batch["row"], *self.compute_ref_log_probs(self.ref_model or self.model, batch))
             numbers, *by_arm = (x.cpu() for x in self.accelerator.gather_for_metrics(sums))

@@ -49,7 +49,7 @@ from cai.train.rewards import Scored, Source
 from cai.train.rollouts import InProcess, Rollout, Writer, sample, stop_tokens
 from cai.train.served import Served, loads_adapter
 from cai.train.sharding import full, gathered, restore, shard, state_of, whole
-from cai.train.trainer import checkpoints, load_model, load_plain, lora_config, not_finite
+from cai.train.trainer import asked_to_stop, checkpoints, load_model, load_plain, lora_config, not_finite
 from cai.train.tripwires import NotFinite, Trip, best, goes_back, kl_ceiling, tripped
 
 Item = TypeVar("Item")
@@ -355,7 +355,7 @@ class Ppo:
             row |= self._look(step)
             per_step = (time.monotonic() - began) / (step - first)
             self._tell(row | {"step": step, "eta_s": round(per_step * (last - step), 1)})
-            stopping = self.job.stop.is_set()
+            stopping = asked_to_stop(self.job)
             if stopping or self._is_due(step):
                 self._save(step)
             if stopping and step < last and not self.trip:

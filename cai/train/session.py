@@ -20,9 +20,10 @@ from cai import canon
 from cai.config import RewardSection, TrainerSection
 from cai.errors import TrainError, UserError
 from cai.model.fetch import resolve
+from cai.model.folder import content_of
 from cai.train import setup
-from cai.train.admit import check_base, check_examples, check_not_sharded, check_room, rows_at_once
-from cai.train.checkpoint import Folder, content_of
+from cai.train.admit import check_base, check_examples, check_not_sharded, check_room, check_targets, rows_at_once
+from cai.train.checkpoint import Folder
 from cai.train.data import Example, Renderer, load_tokenizer, pair_set_id, tokenise, training_order
 from cai.train.job import Interrupted, Job, OnStep, TrainResult, pick_device, pick_dtype
 from cai.train.rows import PairRow, load_pairs, load_sft
@@ -69,6 +70,7 @@ def train(
     rows = load_sft(rows_path) if method == "sft" else load_pairs(rows_path)
     path = resolve(base)
     check_base(path)
+    check_targets(settings, path, trust_remote_code=trust_remote_code)
     fingerprint = {
         "method": method,
         "base": base,

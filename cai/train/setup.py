@@ -23,9 +23,10 @@ from cai import canon
 from cai.config import RlSection, WatchSection
 from cai.errors import UserError
 from cai.model.fetch import resolve
+from cai.model.folder import content_of
 from cai.train import rewards
-from cai.train.admit import check_base, check_not_sharded, check_room, rows_at_once, sharding
-from cai.train.checkpoint import Folder, content_of
+from cai.train.admit import check_base, check_not_sharded, check_room, check_targets, rows_at_once, sharding
+from cai.train.checkpoint import Folder
 from cai.train.data import Example, Renderer, load_tokenizer, training_order
 from cai.train.heldout import HeldOut, Rendered
 from cai.train.job import Job, OnStep, TrainResult, pick_device, pick_dtype
@@ -128,6 +129,7 @@ def opened(
         rows_at_once(settings, process.num_processes)
     path, rows = resolve(base), load_prompts(rows_path)
     check_base(path)
+    check_targets(settings, path, trust_remote_code=trust_remote_code)
     folder = Folder(Path(out), {})
     with folder.owned() if process.is_main_process else nullcontext():
         if sources is None:

@@ -98,6 +98,11 @@ def not_finite(figures: torch.Tensor, ids: list[str]) -> list[str]:
     return list(gather_object([] if torch.isfinite(figures).all() else ids))
 
 
+def asked_to_stop(job: Job) -> bool:
+    """Return whether any process was asked to stop: a signal may reach one of them a step earlier. All have to ask."""
+    return any(gather_object([job.stop.is_set()]))
+
+
 class Progress(TrainerCallback):
     """Writes the curve, tells how far training is, and passes on a request to stop."""
 
@@ -120,7 +125,7 @@ class Progress(TrainerCallback):
                 file.write(canon.dumps(row) + b"\n")
             if self._job.on_step:
                 self._job.on_step(row)
-        if self._job.stop.is_set():
+        if asked_to_stop(self._job):
             control.should_save = control.should_training_stop = True
 
     def _row(self, state: Any, logs: dict[str, Any]) -> dict[str, Any]:
