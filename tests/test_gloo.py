@@ -188,7 +188,7 @@ def test_nan_takes_a_policy_in_parts_back_to_its_best_weights(tmp_path: Path) ->
     from safetensors.torch import load_file
 
     spec = spec_of("ppo", tmp_path)
-    spec["settings"]["learning_rate"] = 1e38
+    spec["settings"]["learning_rate"] = 1e37
     path = tmp_path / "out.json"
     path.write_text(json.dumps({**spec, "out": str(tmp_path / "out")}))
     with started(path, 2, ACCELERATE_USE_FSDP="true") as ranks:
