@@ -72,6 +72,8 @@ class Unruly(InProcess):
         self._n += 1
         if self._n == self._schedule.cut_at:
             with COMMITTING:
+                # One may be there of a cut that nobody heard, since the request's prompt had failed already.
+                shutil.rmtree(left_by(self._run), ignore_errors=True)
                 shutil.copytree(self._run, left_by(self._run), ignore=shutil.ignore_patterns("*-shm"))
             raise Cut
         if self._chance.random() < self._schedule.p_failure:
