@@ -16,7 +16,8 @@ from cai import canon
 from cai.errors import CaiError, UserError
 from cai.model.code import asked_for
 from cai.model.fetch import resolve
-from cai.model.folder import content_of, publish
+from cai.model.folder import publish
+from cai.model.trained import check_fits, is_finished, manifest_of
 
 
 def merge_adapter(base: str, adapter: str, out: Path, *, trust_remote_code: bool = False) -> Path:
@@ -56,19 +57,12 @@ def _check(adapter: str, base: str) -> None:
         json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{adapter}: adapter_config.json cannot be read ({error})") from error
-    _check_fits(folder.parent / "checkpoint.json", base)
-
-
-def _check_fits(trained: Path, base: str) -> None:
-    """Raise UserError where the training that left the adapter began with another model than the one at hand.
-
-    A base of the same shapes takes any adapter without a word. A model of the hub is known by its name alone.
-    """
-    if not trained.exists() or not Path(base).is_dir():
-        return
-    known, found = json.loads(trained.read_text(encoding="utf-8")).get("base_id", ""), content_of(base)
-    if known.startswith(canon.ID_PREFIX) and known != found:
-        raise UserError(f"{trained.parent}: trained on a base with id {known}, '{base}' has {found}; give that base")
+    # A base of the same shapes would take any adapter without a word. A model of the hub is known by its name alone.
+    out = folder.parent
+    if is_finished(out) and Path(base).is_dir():
+        said = manifest_of(out)
+        if said["base_id"].startswith(canon.ID_PREFIX):
+            check_fits(out, said, base)
 
 
 def main(arguments: Sequence[str]) -> int:

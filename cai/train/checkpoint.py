@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from cai import __version__, canon
-from cai.errors import TrainError, UserError
+from cai.errors import UserError
 from cai.manifest import write_atomically
 from cai.model.folder import content_of
+from cai.model.trained import check_whole, is_finished, manifest_of
 
 SCHEMA = 1
 SEAL = "seal.json"
@@ -119,45 +120,6 @@ class Folder:
             lines = (line for line in self.curve.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
             kept = [line for line in lines if json.loads(line)["step"] <= step]
             write_atomically(self.curve, "".join(line + "\n" for line in kept))
-
-
-def is_finished(out: Path) -> bool:
-    """Return whether a training has left its checkpoint in this folder."""
-    return (out / "checkpoint.json").exists()
-
-
-def manifest_of(out: Path) -> dict[str, Any]:
-    """Return what `checkpoint.json` says of a finished checkpoint. Raises TrainError where it was cut short."""
-    path = out / "checkpoint.json"
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TrainError(
-            f"{path}: not whole ({error}); the checkpoint is damaged, remove {out} and train again"
-        ) from error
-    return manifest
-
-
-def check_whole(out: Path, manifest: dict[str, Any]) -> None:
-    """Raise TrainError where a finished checkpoint misses a file or one was cut short."""
-    for name, size in manifest["files"].items():
-        path = out / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            raise TrainError(
-                f"{path}: {'missing' if found is None else f'{found} bytes'}, {size} bytes expected; the "
-                f"checkpoint is damaged, remove {out} and train again"
-            )
-
-
-def check_fits(out: Path, manifest: dict[str, Any], base: str) -> None:
-    """Raise UserError where `base` is not what the adapter in `out` was trained on."""
-    found = content_of(base)
-    if found != manifest["base_id"]:
-        raise UserError(
-            f"{out}: this adapter was trained on a base with id {manifest['base_id']}, but "
-            f"'{manifest['base']}' has {found}; bring back that base, or train the adapter anew"
-        )
 
 
 def _is_sealed(state: Path) -> bool:

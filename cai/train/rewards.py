@@ -25,6 +25,7 @@ from cai.errors import UserError
 from cai.model.code import asked_for
 from cai.model.fetch import resolve
 from cai.model.folder import content_of
+from cai.model.trained import check_fits, check_whole, is_finished, manifest_of
 from cai.records import Message
 from cai.stages.judge.grades import SCALE, expected
 from cai.stages.judge.readings import why_invalid
@@ -32,7 +33,6 @@ from cai.store.calls import Answer, Recorded, Tally
 from cai.store.store import Store
 from cai.templates import Fence, Templates, neutralise, transcript
 from cai.train.admit import check_base
-from cai.train.checkpoint import check_fits, check_whole, is_finished, manifest_of
 from cai.train.data import Renderer, load_tokenizer
 from cai.train.loop import Loop
 from cai.train.members import combined, weighed

@@ -15,8 +15,8 @@ import torch
 
 from cai.errors import TrainError, UserError
 from cai.model.fetch import resolve
+from cai.model.trained import check_fits, check_whole, is_finished, manifest_of
 from cai.train.batches import stacked_answers
-from cai.train.checkpoint import check_fits, check_whole, is_finished, manifest_of
 from cai.train.data import Example, Messages, Renderer, load_tokenizer
 from cai.train.members import How, combined, weighed
 from cai.train.reward import load_scorer, scores
