@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tests import sharded
+
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.warm"])
 
@@ -93,6 +95,7 @@ def _tell(work: Callable[[Any], Any], item: Any, out: Connection) -> None:
 
 def _train(spec: str, said: Connection, environment: dict[str, str], dies: tuple[int, float] | None) -> None:
     os.environ.update(environment)
+    sharded.take_up()
     os.dup2(said.fileno(), 1)
     os.dup2(os.open(f"{spec}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     said.close()

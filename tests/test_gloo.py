@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from cai.engine.scripted.server import ScriptedProcess
+from tests import sharded
 from tests.forked import Training, training
 from tests.planted import write_prompts
 from tests.tiny import make_model
@@ -42,16 +43,16 @@ def spec_of(method: str, folder: Path) -> dict[str, Any]:
     elif method == "reward":
         settings["held_out"] = 0.0
     path = write(folder / "rows.jsonl", rows)
-    if method == "ppo":
+    if method in ("ppo", "grpo", "rloo"):
         path = write_prompts(path, list("abcdefgh"))
         settings |= {
             "epochs": 99.0,
             "max_steps": 12,
             "max_new_tokens": 3,
-            "minibatches": 2,
             "learning_rate": 0.001,
             "watch": {"every": 6},
         }
+        settings |= {"minibatches": 2} if method == "ppo" else {"answers": 4}
         further = looking(folder)
     told = {"method": method, "rows": str(path), "base": str(make_model(folder / "tiny", pad=True)), "seed": 2}
     return {**told, "device": "cpu", "dtype": "float32", "settings": settings, **further}
@@ -115,9 +116,13 @@ def test_two_processes_give_the_loss_curve_of_one(method: str, tmp_path: Path) -
     assert two == pytest.approx(one, abs=1e-3)
 
 
-@pytest.mark.parametrize("lora", [{"r": 8}, None])
-def test_a_policy_in_parts_gives_the_loss_curve_of_a_whole_one_and_is_resumed(lora: Any, tmp_path: Path) -> None:
-    """FSDP, as `accelerate launch` asks for it; one of the two processes is killed on the way."""
+@pytest.mark.parametrize(
+    ("lora", "asked"), [({"r": 8}, sharded.LAUNCHED["FSDP"]), (None, {"ACCELERATE_USE_DEEPSPEED": "true"})]
+)
+def test_a_policy_in_parts_gives_the_loss_curve_of_a_whole_one_and_is_resumed(
+    lora: Any, asked: dict[str, str], tmp_path: Path
+) -> None:
+    """As `accelerate launch` asks for it; one of the two processes is killed on the way."""
     from safetensors.torch import load_file
 
     spec = spec_of("ppo", tmp_path)
@@ -125,10 +130,10 @@ def test_a_policy_in_parts_gives_the_loss_curve_of_a_whole_one_and_is_resumed(lo
     one = losses(spec, tmp_path, processes=1)
     path = tmp_path / "out-2.json"
     path.write_text(json.dumps({**spec, "out": str(tmp_path / "out-2")}))
-    with started(path, 2, ACCELERATE_USE_FSDP="true", dies=(5, 0.0)) as (first, _):
+    with started(path, 2, dies=(5, 0.0), **asked) as (first, _):
         assert first.wait() == -signal.SIGKILL, first.log.read_text()[-3000:]
     assert not (tmp_path / "out-2" / "checkpoint.json").exists()
-    with started(path, 2, ACCELERATE_USE_FSDP="true") as ranks:
+    with started(path, 2, **asked) as ranks:
         assert next(ranks[0].steps()) == 4, "the last sealed state is that of step 3"
         assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].log.read_text()[-3000:]
     assert [row["loss"] for row in curve(tmp_path / "out-2") if row["step"]] == pytest.approx(one, abs=1e-3)
@@ -137,6 +142,48 @@ def test_a_policy_in_parts_gives_the_loss_curve_of_a_whole_one_and_is_resumed(lo
     ours, theirs = (load_file(next((tmp_path / out).glob("*/*model.safetensors"))) for out in ("out-1", "out-2"))
     assert ours.keys() == theirs.keys()
     assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 1e-3
+
+
+@pytest.mark.parametrize("by", ["FSDP", "DEEPSPEED"])
+@pytest.mark.parametrize(
+    ("method", "lora"), [("sft", None), ("dpo", {"r": 8}), ("reward", None), ("grpo", {"r": 8}), ("rloo", None)]
+)
+def test_a_model_that_accelerate_shards_learns_as_a_whole_one_does(
+    method: str, lora: Any, by: str, tmp_path: Path
+) -> None:
+    """Looks at answers and a kill on the way included."""
+    from safetensors.torch import load_file
+
+    if by == "DEEPSPEED":
+        pytest.importorskip("deepspeed", reason="needs `pip install deepspeed` and a C++ compiler")
+
+    spec = spec_of(method, tmp_path)
+    spec["settings"] |= {"lora": lora, "save_steps": 3, "max_steps": 8}
+    if method != "reward":
+        spec["settings"]["watch"] = {"every": 4, "max_new_tokens": 3}
+        spec |= looking(tmp_path)
+    made = []
+    for name, further in (("whole", {}), ("parts", sharded.LAUNCHED[by])):
+        out = tmp_path / name
+        path = out.with_suffix(".json")
+        path.write_text(json.dumps({**spec, "out": str(out)}))
+        if further:
+            with started(path, 2, dies=(5, 0.0), **further) as (first, _):
+                assert first.wait() == -signal.SIGKILL, first.log.read_text()[-3000:]
+            theirs = "pytorch_model_fsdp*" if by == "FSDP" else "*optim_states.pt"
+            assert any((out / "state").rglob(theirs)), "or nothing was sharded"
+        with started(path, 2, **further) as ranks:
+            first_step = next(ranks[0].steps(), None)
+            assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].log.read_text()[-3000:]
+        assert first_step == (5 if further and method != "reward" else 4 if further else 1)
+        timed = ("eta_s", "tokens_per_s", "step_time")
+        rows = [{name: value for name, value in row.items() if name not in timed} for row in curve(out)]
+        made.append((rows, load_file(next(out.glob("*/*model.safetensors")))))
+    (told, whole), (told_in_parts, parts) = made
+    assert len(told) >= 8 and whole.keys() == parts.keys()
+    for row, other in zip(told, told_in_parts, strict=True):
+        assert other == pytest.approx(row, abs=1e-3)
+    assert max((whole[name] - parts[name]).abs().max().item() for name in whole) < 1e-3
 
 
 def test_a_stop_that_reaches_one_process_ends_both_at_the_same_step(tmp_path: Path) -> None:
@@ -153,8 +200,8 @@ def test_a_stop_that_reaches_one_process_ends_both_at_the_same_step(tmp_path: Pa
         assert next(first.steps()) == stopped + 1, first.log.read_text()[-3000:]
 
 
-@pytest.mark.parametrize("watched", [True, False])
-def test_nan_in_one_of_two_processes_ends_both_alike(watched: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("watched", "asked"), [(True, {}), (True, sharded.LAUNCHED["FSDP"]), (False, {})])
+def test_nan_in_one_of_two_processes_ends_both_alike(watched: bool, asked: dict[str, str], tmp_path: Path) -> None:
     """One row says a word whose embedding is NaN; the other process has nothing of it."""
     import torch
     from safetensors.torch import load_file, save_file
@@ -171,13 +218,15 @@ def test_nan_in_one_of_two_processes_ends_both_alike(watched: bool, tmp_path: Pa
         spec |= looking(tmp_path)
     path = tmp_path / "out.json"
     path.write_text(json.dumps({**spec, "out": str(tmp_path / "out")}))
-    with started(path, 2) as ranks:
+    with started(path, 2, **asked) as ranks:
         ended = [rank.wait() for rank in ranks]
         log = ranks[0].log.read_text()
     if watched:
         assert ended == [0, 0], log[-3000:]
         said = json.loads((tmp_path / "out" / "checkpoint.json").read_text())["tripped"]
         assert said["wire"] == "not_finite" and said["kept_step"] == 0
+        kept = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+        assert not any(weight.any() for name, weight in kept.items() if "lora_B" in name), "not those of the start"
     else:
         assert ended == [1, 1] and not (tmp_path / "out" / "checkpoint.json").exists()
         assert len(re.findall("error: the loss is not finite at step .*; the rows of this batch: .*broken", log)) == 2

@@ -12,6 +12,7 @@ import pytest
 
 from cai.config import DpoSection, RewardSection
 from cai.errors import TrainError, UserError
+from tests import sharded
 from tests.tiny import make_model
 from tests.training import SETTINGS, message, one_thread, planted_pairs, write
 
@@ -142,10 +143,10 @@ def test_accelerate_reads_every_config_that_ships(name: str) -> None:
     assert told.mixed_precision == arguments.mixed_precision == ("no" if name == "cpu" else "bf16")
     assert (arguments.use_fsdp, arguments.use_deepspeed) == (name == "fsdp", name == "deepspeed-zero2")
     if name == "fsdp":
-        assert env["FSDP_VERSION"] == "2" and env["FSDP_AUTO_WRAP_POLICY"] == "TRANSFORMER_BASED_WRAP"
-        assert env["FSDP_STATE_DICT_TYPE"] == "FULL_STATE_DICT" and env["FSDP_RESHARD_AFTER_FORWARD"] == "true"
+        assert sharded.LAUNCHED["FSDP"].items() <= env.items()
     if name == "deepspeed-zero2":
-        assert arguments.zero_stage == 2 and arguments.offload_optimizer_device == "none"
+        assert str(arguments.zero_stage) == sharded.LAUNCHED["DEEPSPEED"]["ACCELERATE_DEEPSPEED_ZERO_STAGE"]
+        assert arguments.offload_optimizer_device == "none"
 
 
 def test_a_step_takes_batch_size_rows_whatever_the_number_of_processes(
@@ -171,14 +172,25 @@ def test_a_step_takes_batch_size_rows_whatever_the_number_of_processes(
             taken(batch, 1, n)
 
 
-@pytest.mark.parametrize(("method", "name"), [("ppo", "DEEPSPEED"), ("grpo", "FSDP"), ("rloo", "DEEPSPEED")])
-def test_a_model_that_is_sharded_cannot_write_answers(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cai.train.admit import check_not_sharded
+def test_what_cannot_be_put_together_to_write_answers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cai.train.admit import check_sharding
 
-    check_not_sharded(method)
-    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(UserError, match=f"'{method}' samples from the model it trains, which {name} would shard"):
-        check_not_sharded(method)
+    check_sharding("grpo")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    check_sharding("ppo")
+    with pytest.raises(
+        UserError, match="'grpo' writes answers .*, which FSDP1 cannot put together; set fsdp_version: 2"
+    ):
+        check_sharding("grpo")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    check_sharding("grpo")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    check_sharding("rloo")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    with pytest.raises(UserError, match="'sft' with train.sft.watch writes .*, which ZeRO-3 leaves in parts; launch"):
+        check_sharding("sft", " with train.sft.watch")
 
 
 def test_an_adapter_for_a_layer_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -27,16 +27,18 @@ def add(commands: Any) -> None:
 
 
 def handle(arguments: argparse.Namespace) -> int:
-    """Show the curve anew every second until the training has ended; with --json or --once a single time."""
+    """Show the curve anew every second until the training ends or stops; with --json or --once a single time."""
     import time
     from pathlib import Path
 
     from cai.cli.terminal import say_json
+    from cai.model.trained import is_at_work, is_finished
     from cai.report.collect import read_curve
 
     folder = _folder(Path(arguments.run), arguments.phase)
     if arguments.json:
-        say_json({"folder": str(folder), "ended": _ended(folder), "curve": read_curve(folder / "curve.jsonl")})
+        stands = {"ended": is_finished(folder), "running": is_at_work(folder)}
+        say_json({"folder": str(folder), **stands, "curve": read_curve(folder / "curve.jsonl")})
         return 0
     from rich.console import Console
     from rich.live import Live
@@ -46,10 +48,11 @@ def handle(arguments: argparse.Namespace) -> int:
         console.print(_view(folder))
         return 0
     with Live(_view(folder), console=console, auto_refresh=False) as live:
-        while not _ended(folder):
+        while is_at_work(folder):
             time.sleep(_EVERY_S)
             live.update(_view(folder), refresh=True)
-    return 0
+        live.update(_view(folder), refresh=True)
+    return 0 if is_finished(folder) else 1
 
 
 def _folder(run: Any, phase: str | None) -> Any:
@@ -67,22 +70,24 @@ def _folder(run: Any, phase: str | None) -> Any:
     return run / "checkpoints" / (phase or names[-1])
 
 
-def _ended(folder: Any) -> bool:
-    return bool((folder / "checkpoint.json").exists())
-
-
 def _view(folder: Any) -> Any:
     """Return a table: every quantity's first, lowest, highest and last value, and its course as a line of bars."""
     from rich.table import Table
 
     from cai.cli.terminal import clean
+    from cai.model.trained import is_at_work, is_finished
     from cai.report.collect import read_curve
     from cai.report.words import seconds
 
     rows = read_curve(folder / "curve.jsonl")
     steps = [row for row in rows if row["step"]]
     last = steps[-1] if steps else {"step": 0, "steps": 0, "eta_s": 0}
-    state = "ended" if _ended(folder) else f"about {seconds(last.get('eta_s', 0))} left"
+    if is_finished(folder):
+        state = "ended"
+    elif is_at_work(folder):
+        state = f"about {seconds(last.get('eta_s', 0))} left"
+    else:
+        state = "stopped; the command that trains it goes on there"
     table = Table(title=clean(f"{folder.name}: step {last['step']:.0f} of {last.get('steps', 0):.0f}, {state}"))
     for head in ("", "first", "lowest", "highest", "last", "course"):
         table.add_column(head, justify="left" if head in ("", "course") else "right")

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
 
 from cai.errors import TrainError, UserError
 from cai.model.folder import content_of
+
+LOCK = ".lock"
+"""Held by the process that trains into the folder."""
+
+
+def is_at_work(out: Path) -> bool:
+    """Return whether a process trains into this folder now."""
+    try:
+        with (out / LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
 
 
 def is_finished(out: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,16 +101,33 @@ def check_targets(settings: TrainerSection, base: str, *, trust_remote_code: boo
         check_named(settings.lora.targets, base, trust_remote_code=trust_remote_code)
 
 
-def check_not_sharded(method: str, why: str = "") -> None:
-    """Raise UserError where `accelerate launch` was told to shard a model that has to write answers, but cannot then.
+def prefer_fsdp() -> None:
+    """Have FSDP shard where `accelerate launch` named DeepSpeed: its engine would take the steps that PPO takes itself.
 
-    PPO can with FSDP, see cai.train.sharding.
+    Has to come before accelerate looks.
     """
+    if sharding() == "DEEPSPEED":
+        print("PPO: FSDP shards in place of DeepSpeed, whose engine takes the optimizer's steps", file=sys.stderr)
+        os.environ |= {"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+def check_sharding(method: str, why: str = "") -> None:
+    """Raise UserError where `accelerate launch` shards a model that writes answers in a way it cannot write in.
+
+    FSDP2 puts the weights together for it, see cai.train.sharding, and ZeRO leaves them whole up to stage 2.
+    """
+    from accelerate.utils import DeepSpeedPlugin
+
     found = sharding()
-    if found and (method, found) != ("ppo", "FSDP"):
+    if found == "FSDP" and method != "ppo" and os.environ.get("FSDP_VERSION") != "2":
         raise UserError(
-            f"method '{method}'{why} samples from the model it trains, which {found} would shard; launch it with "
-            "configs/accelerate/ddp.yaml, one whole model a process (an adapter or nf4 makes it small)"
+            f"method '{method}'{why} writes answers with the model it trains, which FSDP1 cannot put together; set "
+            "fsdp_version: 2, as configs/accelerate/fsdp.yaml does"
+        )
+    if found == "DEEPSPEED" and DeepSpeedPlugin().zero_stage == 3:
+        raise UserError(
+            f"method '{method}'{why} writes answers with the model it trains, which ZeRO-3 leaves in parts; launch it "
+            "with configs/accelerate/fsdp.yaml, which shards as much, or with ZeRO-2"
         )
 
 

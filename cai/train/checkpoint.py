@@ -21,12 +21,16 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import torch
 
 from cai import __version__, canon
 from cai.errors import UserError
 from cai.manifest import write_atomically
 from cai.model.folder import content_of
-from cai.model.trained import check_whole, is_finished, manifest_of
+from cai.model.trained import LOCK, check_whole, is_finished, manifest_of
+from cai.train.admit import sharding
 
 SCHEMA = 1
 SEAL = "seal.json"
@@ -52,7 +56,7 @@ class Folder:
             self.out.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             raise UserError(f"{self.out}: no folder can be made here ({error.strerror}); name another one") from None
-        with open(self.out / ".lock", "w", encoding="utf-8") as lock:
+        with open(self.out / LOCK, "w", encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -93,7 +97,8 @@ class Folder:
     def seal(self, state: Path) -> None:
         """Push a state to the disk, mark it as whole, and only then let go of the earlier ones."""
         (state / TRAINING_ARGS).unlink(missing_ok=True)
-        sizes = {path.name: _fsync(path) for path in sorted(state.iterdir()) if path.is_file()}
+        files = sorted(path for path in state.rglob("*") if path.is_file())
+        sizes = {str(path.relative_to(state)): _fsync(path) for path in files}
         write_atomically(state / SEAL, canon.dumps(sizes))
         for other in self.state.glob("checkpoint-*"):
             if other != state:
@@ -120,6 +125,23 @@ class Folder:
             lines = (line for line in self.curve.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
             kept = [line for line in lines if json.loads(line)["step"] <= step]
             write_atomically(self.curve, "".join(line + "\n" for line in kept))
+
+
+@contextmanager
+def numbers_only() -> Iterator[None]:
+    """Have torch load nothing that could run code while the block runs, whatever it is asked for.
+
+    DeepSpeed asks for any pickle when it resumes. Of what its states hold beside numbers three classes are let in.
+    """
+    known: list[Any] = []
+    if sharding() == "DEEPSPEED":
+        from deepspeed.runtime.fp16.loss_scaler import LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+
+        known = [LossScaler, ZeroStageEnum, fragment_address]
+    with mock.patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"), torch.serialization.safe_globals(known):
+        yield
 
 
 def _is_sealed(state: Path) -> bool:

@@ -23,10 +23,12 @@ from cai.config import GroupSection
 from cai.engine.local import Start
 from cai.errors import TrainError
 from cai.train import setup, telemetry
+from cai.train.checkpoint import numbers_only
 from cai.train.data import Example
 from cai.train.job import Interrupted, OnStep, TrainResult
 from cai.train.rewards import Source
 from cai.train.rollouts import InProcess, Rollout, stop_tokens
+from cai.train.sharding import whole
 from cai.train.trainer import Hooks, Progress, arguments, load_model, load_plain, lora_config, not_finite
 from cai.train.tripwires import NotFinite, Trip
 from cai.train.watch import Watch
@@ -64,7 +66,8 @@ class _Sampling(Hooks):
         step, me = self.state.global_step, self.accelerator.process_index
         self.writer.update(step)
         starts = [Start(ids, canon.seed_of(self.job.seed, "answer", step, me, i)) for i, ids in enumerate(prompt_ids)]
-        written = self.writer.write(starts, self.max_completion_length)
+        with whole(self.plain):
+            written = self.writer.write(starts, self.max_completion_length)
         return (written, None) if isinstance(self, GRPOTrainer) else written
 
     def worth(self, prompts: Any, completions: Any, completion_ids: Any, row: list[int], **_: Any) -> list[float]:
@@ -194,7 +197,8 @@ class Group:
             rows = map(canon.loads, self.job.folder.curve.read_bytes().splitlines())
             self.trainer.n_failed = int(sum(row.get("unscored", 0) for row in rows))
         try:
-            self.trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+            with numbers_only():
+                self.trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         except NotFinite as error:
             if not self.watch.takes(error):
                 raise

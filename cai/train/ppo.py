@@ -315,8 +315,7 @@ class Ppo:
     def _writer(self, engine: Mapping[str, Any]) -> Writer:
         """Return who samples; `engine` is the run's section."""
         served = self.ppo.rollouts == "vllm"
-        goes_without = self.is_sharded or (served and loads_adapter(self.job))
-        plain = None if goes_without else load_plain(self.job)
+        plain = None if served and loads_adapter(self.job) else load_plain(self.job)
         if plain is not None:
             plain.to(self.accelerator.device).requires_grad_(False)
         writer = InProcess(self.policy.model, self.stops, plain)

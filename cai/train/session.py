@@ -22,8 +22,16 @@ from cai.errors import TrainError, UserError
 from cai.model.fetch import resolve
 from cai.model.folder import content_of
 from cai.train import setup
-from cai.train.admit import check_base, check_examples, check_not_sharded, check_room, check_targets, rows_at_once
-from cai.train.checkpoint import Folder
+from cai.train.admit import (
+    check_base,
+    check_examples,
+    check_room,
+    check_sharding,
+    check_targets,
+    rows_at_once,
+    sharding,
+)
+from cai.train.checkpoint import Folder, numbers_only
 from cai.train.data import Example, Renderer, load_tokenizer, pair_set_id, tokenise, training_order
 from cai.train.job import Interrupted, Job, OnStep, TrainResult, pick_device, pick_dtype
 from cai.train.rows import PairRow, load_pairs, load_sft
@@ -66,7 +74,7 @@ def train(
     spec, watch = spec or {}, getattr(settings, "watch", None)
     rows_at_once(settings, process.num_processes)
     if watch:
-        check_not_sharded(method, f" with train.{method}.watch")
+        check_sharding(method, f" with train.{method}.watch")
     rows = load_sft(rows_path) if method == "sft" else load_pairs(rows_path)
     path = resolve(base)
     check_base(path)
@@ -139,6 +147,7 @@ def train(
             "dropped": dropped,
             "steps": trainer.state.global_step,
             "tripped": tripped,
+            "sharding": sharding(),
             "device": device,
             "dtype": job.dtype,
             "wall_s": round(time.monotonic() - began, 1),
@@ -181,7 +190,8 @@ def _run(job: Job, trainer: Any, watcher: Watch | None) -> None:
         trainer.add_callback(watcher)
     trainer.add_callback(Progress(job, lambda: trainer.n_tokens_seen))
     try:
-        trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
+        with numbers_only():
+            trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
     except NotFinite as error:
         if not (watcher and watcher.takes(error)):
             raise

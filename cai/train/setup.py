@@ -25,7 +25,7 @@ from cai.errors import UserError
 from cai.model.fetch import resolve
 from cai.model.folder import content_of
 from cai.train import rewards
-from cai.train.admit import check_base, check_not_sharded, check_room, check_targets, rows_at_once, sharding
+from cai.train.admit import check_base, check_room, check_sharding, check_targets, prefer_fsdp, rows_at_once, sharding
 from cai.train.checkpoint import Folder
 from cai.train.data import Example, Renderer, load_tokenizer, training_order
 from cai.train.heldout import HeldOut, Rendered
@@ -123,8 +123,10 @@ def opened(
 ) -> Iterator[Ready | TrainResult]:
     """Yield a training ready to start, or the checkpoint that is there already. The judge is let go at the end."""
     device = pick_device(device)
+    if method == "ppo":
+        prefer_fsdp()
     process = PartialState(cpu=device == "cpu")
-    check_not_sharded(method)
+    check_sharding(method)
     if method != "ppo":  # whose own loop shares whatever there is
         rows_at_once(settings, process.num_processes)
     path, rows = resolve(base), load_prompts(rows_path)

@@ -1,8 +1,8 @@
 """A policy that several processes hold in parts (FSDP2): put together where answers are written, gathered to be kept.
 
-torch's `fully_shard` does it, in the way that accelerate would, which takes up FSDP on GPUs only: so the test on CPUs
-runs what GPUs run. What is trained is computed part by part. Where no gradient is asked for, every process holds the
-whole weights for a while: answers take as many passes as they have tokens, and no two processes equally many.
+torch's `fully_shard` does it: accelerate calls it for TRL's trainers, and `shard` for PPO, whose loop is our own. What
+is trained is computed part by part. Where no gradient is asked for, every process holds the whole weights for a while:
+answers take as many passes as they have tokens, and no two processes equally many.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from cai.config import DpoSection, RewardSection, TrainerSection
 from cai.errors import UserError
 from cai.model.code import asked_for
 from cai.train.adapters import in_place
-from cai.train.admit import rows_at_once
+from cai.train.admit import rows_at_once, sharding
 from cai.train.data import Example
 from cai.train.job import Job
 from cai.train.tripwires import NotFinite
@@ -165,10 +165,10 @@ def load_model(job: Job) -> Any:
 def load_plain(job: Job) -> Any:
     """Return the base once more, to sample from it with the adapter merged into it; None without an adapter.
 
-    None also for a base in 4 bits, into which nothing can be merged: sampling then goes through the adapter.
+    None also for a base in 4 bits or in parts: nothing can be merged into it, and sampling goes through the adapter.
     """
     lora = job.settings.lora
-    return load_model(job) if lora and lora.base == "full" else None
+    return load_model(job) if lora and lora.base == "full" and not sharding() else None
 
 
 def checkpoints(job: Job) -> bool:

@@ -18,11 +18,13 @@ from transformers import TrainerCallback
 from cai import canon
 from cai.config import WatchSection
 from cai.train import telemetry
+from cai.train.admit import sharding
 from cai.train.batches import sft_batch
 from cai.train.data import Example, Renderer
 from cai.train.heldout import HeldOut, Rendered
 from cai.train.policy import at_targets, entropy_of, reference_logps
 from cai.train.rollouts import InProcess, Rollout, sample, stop_tokens
+from cai.train.sharding import gathered, parted, shard, whole
 from cai.train.trainer import load_model, load_plain
 from cai.train.tripwires import NotFinite, Trip, best, goes_back, kl_ceiling, tripped
 
@@ -47,7 +49,11 @@ class Watch(TrainerCallback):
         """Return what answers for a method that samples nothing itself."""
         device = self.trainer.accelerator.device
         if self._reference is None and not self.job.settings.lora:
-            self._reference = load_model(self.job).to(device).requires_grad_(False).eval()
+            self._reference = load_model(self.job).requires_grad_(False).eval()
+            if sharding() == "FSDP":
+                layers = set(self._reference._no_split_modules or ())
+                shard(self._reference, layers, self.job.device, in_bf16=self.job.dtype == "bfloat16")
+            self._reference.to(device)
         merged = load_plain(self.job)
         return InProcess(self._plain, self._stops, merged and merged.to(device).requires_grad_(False))
 
@@ -82,10 +88,12 @@ class Watch(TrainerCallback):
         self.looks.append(look)
         self.trip = self.trip or tripped(self.looks, self.settings)
         is_main = self.trainer.is_world_process_zero()
-        if best(self.looks, self.trip) == step and is_main:
-            part = self._kept.with_suffix(".part")
-            save_file({k: v.detach().contiguous().cpu() for k, v in self._trained().items()}, part)
-            part.rename(self._kept)
+        if best(self.looks, self.trip) == step:
+            trained = gathered(self._trained(), keep=is_main)
+            if is_main:
+                part = self._kept.with_suffix(".part")
+                save_file(trained, part)
+                part.rename(self._kept)
         told = {k: v for k, v in look.items() if k != "step"} | {"sqrt_kl": math.sqrt(max(0.0, look["kl"]))}
         if step == 0 and is_main:
             telemetry.keep(self.job.folder.curve, {"step": 0, **{f"held_out_{k}": v for k, v in told.items()}})
@@ -108,13 +116,16 @@ class Watch(TrainerCallback):
         if (step := best(self.looks, self.trip)) is None or not self._kept.exists():
             return None
         kept = load_file(self._kept)
+        with whole(self._plain):  # and in parts afterwards: a step that was broken off has left its last part whole
+            pass
         for name, parameter in self._trained().items():
-            parameter.copy_(kept[name])
+            parameter.copy_(parted(kept[name], parameter))
         return step
 
     def _sample(self, prompts: Sequence[Rendered], seeds: Sequence[int]) -> list[Rollout]:
         assert self.held_out is not None
-        return sample(self._writer, prompts, seeds, self.held_out.max_new_tokens, self.renderer, self._stops)
+        with whole(self._plain):
+            return sample(self._writer, prompts, seeds, self.held_out.max_new_tokens, self.renderer, self._stops)
 
     @torch.no_grad()
     def _measure(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -123,14 +134,15 @@ class Watch(TrainerCallback):
         was_training = plain.training
         plain.eval()
         gaps, entropies = [], []
-        for rollout in rollouts:
-            example = Example(rollout.row.id, rollout.prompt_ids, [rollout.answer_ids])
-            batch = {k: v.to(plain.device) for k, v in sft_batch([example], 0).items()}
-            with self.trainer.accelerator.autocast():
-                at = at_targets(plain, batch)
-                before_M = reference_logps(plain, reference, batch) if knows_reference else at.logps_M
-            gaps.append(float((at.logps_M - before_M).sum()))
-            entropies += entropy_of(at.logps_MV).tolist()
+        with whole(plain, reference):
+            for rollout in rollouts:
+                example = Example(rollout.row.id, rollout.prompt_ids, [rollout.answer_ids])
+                batch = {k: v.to(plain.device) for k, v in sft_batch([example], 0).items()}
+                with self.trainer.accelerator.autocast():
+                    at = at_targets(plain, batch)
+                    before_M = reference_logps(plain, reference, batch) if knows_reference else at.logps_M
+                gaps.append(float((at.logps_M - before_M).sum()))
+                entropies += entropy_of(at.logps_MV).tolist()
         plain.train(was_training)
         return {"kl": fmean(gaps), "entropy": fmean(entropies)}
 
