@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import incremental, judge, orchestrator, pipeline
-from bench.show import show
+from bench.show import kept, show
 from cai.manifest import write_atomically
 
 Measure = Callable[[], dict[str, Any]]
@@ -48,12 +48,12 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=sorted(FULL), help="only these")
     parser.add_argument("--out", type=Path, default=Path("bench/results.json"), help="where the JSON goes")
     arguments = parser.parse_args()
-    kept = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
+    results = kept(arguments.out)
     for name, measure in (QUICK if arguments.quick else FULL).items():
         if arguments.only is None or name in arguments.only:
-            kept[name] = measure()
-            show(kept[name], ROWS[name](kept[name]), as_json=False)
-            write_atomically(arguments.out, json.dumps(kept, indent=1) + "\n")
+            results[name] = measure()
+            show(results[name], ROWS[name](results[name]), as_json=False)
+            write_atomically(arguments.out, json.dumps(results, indent=1) + "\n")
     return 0
 
 

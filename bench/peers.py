@@ -32,29 +32,30 @@ from typing import Any
 
 from bench import pipeline, workload
 from bench.serving import started
-from bench.show import machine, show
+from bench.show import kept, machine, show
 from cai.manifest import write_atomically
 
 _HERE = Path(__file__).resolve().parent
 PEERS = {"distilabel": "distilabel_job.py", "designer": "designer_job.py"}
+_PRINCIPLES = 16
 _PAIR = "Conversation:\n{{ prompt }}\n\nAnswer A:\n{{ a }}\n\nAnswer B:\n{{ b }}"
 
 
-def spec(url: str, n_prompts: int) -> dict[str, Any]:
-    """Return the job as the scripts read it."""
-    principles = workload.principles(16)
+def spec(url: str, model: str, n_prompts: int) -> dict[str, Any]:
+    """Return the job as the scripts read it, for the server at `url` that calls its model so."""
+    principles = workload.principles(_PRINCIPLES)
     rows = [
         {
             "prompt": row["prompt"],
-            "critique_request": principles[i % 16]["critique"],
-            "revision_request": principles[i % 16]["revision"],
+            "critique_request": principles[i % _PRINCIPLES]["critique"],
+            "revision_request": principles[i % _PRINCIPLES]["revision"],
         }
         for i, row in enumerate(itertools.islice(workload.prompts(), n_prompts))
     ]
     answered = "Question:\n{{ prompt }}\n\nAnswer:\n{{ answer }}"
     return {
         "url": url,
-        "model": "model",
+        "model": model,
         "rows": rows,
         "batch": min(50, n_prompts),
         "principles": principles,
@@ -70,7 +71,7 @@ def spec(url: str, n_prompts: int) -> dict[str, Any]:
 async def _peer(python: Path, name: str, folder: Path, n_prompts: int) -> dict[str, Any]:
     async with started(folder, name) as server:
         path = folder / f"{name}.json"
-        path.write_text(json.dumps(spec(server.url, n_prompts)), encoding="utf-8")
+        path.write_text(json.dumps(spec(server.url, server.model_name, n_prompts)), encoding="utf-8")
         environment = os.environ | {"NEMO_TELEMETRY_ENABLED": "false", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
         environment.pop("PYTHONPATH", None)
         done = await asyncio.to_thread(
@@ -83,7 +84,12 @@ async def _peer(python: Path, name: str, folder: Path, n_prompts: int) -> dict[s
         )
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{(done.stdout + done.stderr)[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    if found["judgments"] != (asked := 2 * _PRINCIPLES * n_prompts):  # a peer goes on without what it failed at
+        raise SystemExit(
+            f"{name} made {found['judgments']} of {asked} judgments:\n{(done.stdout + done.stderr)[-2000:]}"
+        )
+    return found
 
 
 async def _round(folder: Path, n_prompts: int, present: dict[str, Path], *, with_floor: bool) -> dict[str, float]:
@@ -103,10 +109,10 @@ async def measure(n_prompts: int, rounds: int, pythons: dict[str, Path], keep: P
     """
     present = {name: python for name, python in pythons.items() if python.exists()}
     skipped = [f"{name}: skipped, no Python at {python}" for name, python in pythons.items() if name not in present]
-    kept = json.loads(keep.read_text(encoding="utf-8")) if keep and keep.exists() else {"prompts": n_prompts}
-    if kept["prompts"] != n_prompts:
-        raise SystemExit(f"{keep}: holds rounds of {kept['prompts']} prompts, not of {n_prompts}; name another file")
-    found: list[dict[str, float]] = kept.get("rounds", [])
+    before = {"prompts": n_prompts, "rounds": []} | (kept(keep) if keep else {})
+    if before["prompts"] != n_prompts:
+        raise SystemExit(f"{keep}: holds rounds of {before['prompts']} prompts, not of {n_prompts}; name another file")
+    found: list[dict[str, float]] = before["rounds"]
     for _ in range(rounds if present else 0):
         with tempfile.TemporaryDirectory(prefix="bench-") as name:
             found.append(await _round(Path(name), n_prompts, present, with_floor=not found))

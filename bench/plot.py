@@ -6,13 +6,13 @@ python -m bench.plot [--results bench/results.json] [--out docs/benchmarks.svg]
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.show import kept
 from cai.manifest import write_atomically
 
 _WIDTH, _ROW, _LEFT, _RIGHT, _TOP = 760, 34, 330, 90, 64
@@ -107,13 +107,13 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path("bench/results.json"), help="what `python -m bench` wrote")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.svg"), help="the picture")
     arguments = parser.parse_args()
-    if not arguments.results.exists():
+    results = kept(arguments.results)
+    if not results:
         print(
             f"{arguments.results}: no results there; run `make bench` first, or name them with --results",
             file=sys.stderr,
         )
         return 2
-    results = json.loads(arguments.results.read_text(encoding="utf-8"))
     machine = next(iter(results.values()))
     title = f"Measured {machine['date']}, {machine['cores']} cores, {machine['memory_gib']} GiB, no GPU"
     write_atomically(arguments.out, draw(bars(results), title))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Sequence
@@ -32,6 +33,17 @@ def _processor() -> str:
     except OSError:
         return platform.machine()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def kept(path: Path) -> dict[str, Any]:
+    """Return what benchmarks wrote into a file, {} where there is none. Raises SystemExit for one cut short."""
+    if not path.exists():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SystemExit(f"{path}: not whole JSON ({error}); remove it and measure again") from error
+    return found
 
 
 def show(found: dict[str, Any], rows: Sequence[Sequence[Any]], *, as_json: bool) -> int:

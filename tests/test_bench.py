@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench import judge, orchestrator, peers, plot, workload
+from bench import judge, orchestrator, peers, plot, show, workload
 from cai import constitution, promptset, shipped
 from cai.config import JudgeSection, PromptSource
 from cai.records import Message, Prompt
@@ -86,7 +86,7 @@ def test_absent_peers_are_skipped_with_a_clear_line(tmp_path: Path) -> None:
 
 
 def test_a_peer_that_fails_is_not_passed_over(tmp_path: Path) -> None:
-    spec = peers.spec("http://127.0.0.1:9", 2)
+    spec = peers.spec("http://127.0.0.1:9", "model", 2)
     path = tmp_path / "spec.json"
     path.write_text(json.dumps(spec), encoding="utf-8")
     script = ROOT / "bench" / "jobs" / "distilabel_job.py"
@@ -115,6 +115,14 @@ def test_the_plot_tells_what_reaches_its_aim() -> None:
         starts, width = float(rect.get("x", "")), float(rect.get("width", ""))
         assert starts >= 0 and starts + width <= plot._WIDTH
         assert (starts < middle - 1) == (bar.ratio < 1)
+
+
+def test_results_that_were_cut_short_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    assert show.kept(path) == {}
+    path.write_text('{"judge": ')
+    with pytest.raises(SystemExit, match=r"results\.json: not whole JSON .*; remove it and measure again"):
+        show.kept(path)
 
 
 def test_results_and_plot_in_the_docs_are_of_one_make() -> None:
