@@ -15,10 +15,13 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import aiohttp
 import orjson
@@ -28,7 +31,6 @@ from bench.serving import MODEL, SETTINGS, started
 from bench.show import machine, show
 from cai.cli.load import load_config
 from cai.engine.transport import Endpoint
-from cai.pipeline import serving
 from cai.pipeline.conduct import Conductor
 from cai.pipeline.meter import Meter
 
@@ -50,18 +52,25 @@ class Sent:
 LOG: list[Sent] = []
 
 
-class Recording(Endpoint):
-    """An endpoint that keeps what it sends."""
+@contextmanager
+def recording() -> Iterator[None]:
+    """Keep in LOG what every endpoint sends while the block runs. Raises SystemExit where that was nothing."""
+    plain = Endpoint.post
 
-    async def post(self, path: str, payload: dict[str, Any], **how: Any) -> tuple[Any, int, float]:
-        """As Endpoint."""
+    async def post(self: Endpoint, path: str, payload: dict[str, Any], **how: Any) -> tuple[Any, int, float]:
         prompt = _PROMPT.get()
         after = [i for i, sent in enumerate(LOG) if sent.prompt == prompt and sent.answered]
         sent = Sent(prompt, path, orjson.dumps(payload), after)
         LOG.append(sent)
-        answer = await super().post(path, payload, **how)
+        answer = await plain(self, path, payload, **how)
         sent.answered = True
         return answer
+
+    LOG.clear()
+    with mock.patch.object(Endpoint, "post", post):
+        yield
+    if not LOG:
+        raise SystemExit("the walk sent nothing that was recorded, so there is no floor to measure it against")
 
 
 class Walking(Conductor):
@@ -83,8 +92,6 @@ class Walking(Conductor):
 async def walk(folder: Path, name: str, n_prompts: int) -> float:
     """Walk on a fresh server and return the seconds; the requests are in LOG."""
     workload.write(folder, n_prompts=n_prompts)
-    LOG.clear()
-    serving.Endpoint = Recording  # type: ignore[misc]
     async with started(folder, name) as server:
         path = workload.config(
             folder,
@@ -98,7 +105,8 @@ async def walk(folder: Path, name: str, n_prompts: int) -> float:
         )
         config, near = load_config(str(path), [])
         conductor = Walking(config, near=near, meter=Meter())
-        await conductor.run()
+        with recording():
+            await conductor.run()
     return conductor.seconds
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import judge, orchestrator, peers, plot, show, workload
+from bench import judge, orchestrator, peers, pipeline, plot, show, workload
 from cai import constitution, promptset, shipped
+from cai.cli.load import load_config
 from cai.config import JudgeSection, PromptSource
+from cai.engine.scripted.server import ScriptedProcess
+from cai.pipeline.meter import Meter
 from cai.records import Message, Prompt
 from cai.stages.judge import Bench
 from cai.templates import Fence, Templates
@@ -63,6 +69,30 @@ def test_incremental_asks_what_an_edit_touches() -> None:
     assert not edits["nothing"]["made"] and not edits["threshold pairs.min_confidence"]["made"]
     assert edits["template judgment.jinja"]["made"] == {"score": first["score"]}
     assert edits["template revision.jinja"]["made"]["generate"] == 2 * 3
+
+
+def test_the_floor_is_every_request_of_the_walk_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workload.write(tmp_path, n_prompts=3)
+    phase = {"name": "walk", "samples": 1, "revisions": 1, "pairs": ["revision"]}
+    config, near = load_config(str(workload.config(tmp_path, "walk", phases=[phase])), [])
+    with pipeline.recording():
+        asyncio.run(pipeline.Walking(config, near=near, meter=Meter()).run())
+    sent = list(pipeline.LOG)
+    by_prompt = {name: [i for i, each in enumerate(sent) if each.prompt == name] for name in {s.prompt for s in sent}}
+    assert len(by_prompt) == 3
+    for answer, critique, revision, *judgments in by_prompt.values():
+        assert [sent[i].after for i in (answer, critique, revision)] == [[], [answer], [answer, critique]]
+        assert judgments and all({answer, critique, revision} <= set(sent[i].after) for i in judgments)
+
+    @asynccontextmanager
+    async def again(*_: Any) -> AsyncIterator[Any]:
+        with ScriptedProcess() as server:
+            yield server
+
+    monkeypatch.setattr(pipeline, "started", again)
+    assert asyncio.run(pipeline.floor(tmp_path, "floor")) > 0, "a request that fails there would be raised"
+    with pytest.raises(SystemExit, match="sent nothing that was recorded"), pipeline.recording():
+        pass
 
 
 def test_principle_first_asks_the_same_words() -> None:
