@@ -183,6 +183,8 @@ class Steps:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.times: list[float] = []
+        self.reference: list[tuple[int, float]] = []
+        """Rows that the reference has been asked for, and when."""
 
     def write(self, text: str) -> None:
         """Take one line."""
@@ -190,6 +192,15 @@ class Steps:
         if row.get("step"):
             self.rows.append(row)
             self.times.append(time.perf_counter())
+        elif row.get("reference_rows"):
+            self.reference.append((row["reference_rows"], time.perf_counter()))
+
+    def reference_s(self) -> float:
+        """Return what one row costs the reference, which is asked for every row once and before the first step."""
+        if len(self.reference) < 2:
+            return 0.0
+        (n_first, first), (n_last, last) = self.reference[0], self.reference[-1]
+        return (last - first) / (n_last - n_first)
 
     def flush(self) -> None:
         """Nothing is held back."""
@@ -215,7 +226,7 @@ def measure_training(method: str, name: str, base: Path, folder: Path, steps: in
         torch.cuda.reset_peak_memory_stats()
     run.train(spec, seen, threading.Event())  # type: ignore[arg-type]
     gaps = [b - a for a, b in zip(seen.times[warm - 1 :], seen.times[warm:], strict=False)]
-    step_s = median(gaps)
+    step_s = median(gaps) + shape.batch * seen.reference_s()
     told: dict[str, Any] = {"step_s": round(step_s, 4), "steps_timed": len(gaps), "rows_per_s": shape.batch / step_s}
     if method == "ppo":
         last = seen.rows[-1]
@@ -284,7 +295,7 @@ def measure_pipeline(name: str, base: Path, folder: Path) -> dict[str, Any]:
         "rows": result.prompts["train"],
         "seconds": round(seconds, 2),
         "server_start_s": round(started, 1),
-        "rows_per_s": round(result.prompts["train"] / seconds, 3),
+        "rows_per_s": round((result.prompts["train"] - result.failed_prompts) / seconds, 3),
         "tokens_per_s": round(meter.tally.completion_tokens / seconds, 1),
         "gpus": 1 if on_gpu else 0,
         "failed": result.failed_prompts,

@@ -2,10 +2,11 @@
 
     python -m bench.judge [--json] [--pairs 2] [--rounds 2] [--max-tokens 256]
 
-Every arm judges the same pairs, but behind fences of its own, which stand at the beginning of a prompt: so none finds
-its prompts in the server's cache. The pairs are answers of the same model to shipped prompts, by default as long as a
-run lets them be. How much there is to gain depends on their length, so the tokens of a judgment are told too. The last
-part puts one pair through every road and compares the probabilities.
+Every arm judges the same pairs, but behind fences of its own: so none finds a pair in the server's cache, and every arm
+what it would find there in a long run, the beginning that all its prompts (of a principle) share. The pairs are answers
+of the same model to shipped prompts, by default as long as a run lets them be. How much there is to gain depends on
+their length, so the tokens of a judgment are told too. The last part puts one pair through every road and compares the
+probabilities.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,45 +83,64 @@ def principle_first(group: ScoreGroup) -> list[ScoreGroup]:
     return made
 
 
-async def _first(client: Client, pairs: list[Pair], bench: Bench) -> None:
+async def _first(client: Client, pairs: list[Pair], bench: Bench) -> list[Reply]:
     asked = [one for pair in pairs for group in groups(pair, bench) for one in principle_first(group)]
-    await asyncio.gather(*(client.score(one) for one in asked))
+    return sum(await asyncio.gather(*(client.score(one) for one in asked)), [])
 
 
-async def _last(client: Client, pairs: list[Pair], bench: Bench, *, mass: bool = True) -> None:
-    await asyncio.gather(*(client.score(group) for pair in pairs for group in groups(pair, bench, mass=mass)))
+async def _last(client: Client, pairs: list[Pair], bench: Bench, *, mass: bool = True) -> list[Reply]:
+    asked = [group for pair in pairs for group in groups(pair, bench, mass=mass)]
+    return sum(await asyncio.gather(*(client.score(group) for group in asked)), [])
 
 
-async def _shares(client: Client, pairs: list[Pair], bench: Bench) -> None:
+async def _shares(client: Client, pairs: list[Pair], bench: Bench) -> list[Reply]:
     client.roads.drop("/v1/completions")
-    await _last(client, pairs, bench, mass=False)
+    return await _last(client, pairs, bench, mass=False)
 
 
-Arm = Callable[[Client, list[Pair], Bench], Awaitable[None]]
-ARMS: dict[str, tuple[Arm, bool]] = {
-    "principle first, chat completions": (_first, False),
-    "principle last, chat completions, led by one": (_last, False),
-    "principle last, token ids in batches": (_last, True),
-    "/generative_scoring": (_shares, True),
+Arm = Callable[[Client, list[Pair], Bench], Awaitable[list[Reply]]]
+ARMS: dict[str, tuple[Arm, str]] = {
+    "principle first, chat completions": (_first, "/v1/chat/completions"),
+    "principle last, chat completions, led by one": (_last, "/v1/chat/completions"),
+    "principle last, token ids in batches": (_last, "/v1/completions"),
+    "/generative_scoring": (_shares, "/generative_scoring"),
 }
-"""Each arm and whether the fast paths are on."""
+"""Each arm and the road that it has to go by."""
+
+
+def _check(arm: str, replies: list[Reply], asked: int, road: str) -> None:
+    """Raise SystemExit where an arm did not get every probability, or went another way than it says."""
+    read = sum(reply.logprobs is not None and reply.road == road for reply in replies)
+    if read != asked:
+        raise SystemExit(f"{arm}: {read} of {asked} judgments came by {road}")
 
 
 def lengths(pairs: list[Pair], bench: Bench) -> dict[str, float]:
     """Return the mean tokens of what a pair's judgments share and of the rest, and the gain that these would allow.
 
-    Principle first, each judgment is read whole. Principle last, each pays its rest, its part of the shared beginning,
-    and on average half a piece of the prefix cache.
+    Principle first, each judgment is read whole but for what all of its principle begin with. Principle last, each pays
+    its rest, its part of the shared beginning but for what all pairs begin with, and on average half a piece of the
+    prefix cache.
     """
     tokens = load_tokens(ModelSection(checkpoint=MODEL), EngineSection(**SETTINGS))
     assert tokens is not None
-    shared, rest = [], []
-    for group in (group for pair in pairs for group in groups(pair, bench)):
-        split = tokens.split_ids(group.head, group.tails)
-        shared.append(len(split.shared))
-        rest += [len(ids) for ids in split.rests]
-    h, t = statistics.mean(shared), statistics.mean(rest)
-    return {"shared": h, "rest": t, "bound": (h + t) / (t + _BLOCK / 2 + h / len(bench.principles))}
+    made = [group for pair in pairs for group in groups(pair, bench)]
+    splits = [tokens.split_ids(group.head, group.tails) for group in made]
+    h = statistics.mean(len(split.shared) for split in splits)
+    t = statistics.mean(len(ids) for split in splits for ids in split.rests)
+    first = [[tokens.split_ids(one.head, one.tails) for one in principle_first(group)] for group in made]
+    known_first = statistics.mean(
+        _known([[*split.shared, *split.rests[0]] for split in of_one]) for of_one in zip(*first, strict=True)
+    )
+    known_last = _known([split.shared for split in splits])
+    paid = t + _BLOCK / 2 + (h - known_last) / len(bench.principles)
+    return {"shared": h, "rest": t, "known_first": known_first, "bound": (h + t - known_first) / paid}
+
+
+def _known(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens all prompts begin with, in whole pieces of the prefix cache."""
+    n = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False)))
+    return n // _BLOCK * _BLOCK
 
 
 async def measure(n_pairs: int, rounds: int, max_tokens: int) -> dict[str, Any]:
@@ -130,14 +150,16 @@ async def measure(n_pairs: int, rounds: int, max_tokens: int) -> dict[str, Any]:
         async with started(Path(name)) as server:
             async with client_of(server) as client:
                 pairs = await write_pairs(client, n_pairs, max_tokens)
+            n_asked = n_pairs * len(ORDERS) * len(bench.principles)
             rates: dict[str, list[float]] = {arm: [] for arm in ARMS}
             for i in range(rounds):
-                for arm, (work, fast) in ARMS.items():
-                    async with client_of(server, fast_paths=fast) as client:
+                for arm, (work, road) in ARMS.items():
+                    async with client_of(server, fast_paths=road != "/v1/chat/completions") as client:
                         fenced = _bench(Path(name), f"{arm}, round {i}")
                         began = time.monotonic()
-                        await work(client, pairs, fenced)
-                        rates[arm].append(n_pairs * len(ORDERS) * len(bench.principles) / (time.monotonic() - began))
+                        replies = await work(client, pairs, fenced)
+                        rates[arm].append(n_asked / (time.monotonic() - began))
+                    _check(arm, replies, n_asked, road)
             agreement = await _agreement(server, pairs[0], bench)
     slow, *_ = rates.values()
     ratios = {arm: statistics.median(a / b for a, b in zip(found, slow, strict=True)) for arm, found in rates.items()}
@@ -182,6 +204,7 @@ def rows(found: dict[str, Any]) -> list[list[Any]]:
     tokens = found["tokens"]
     made.append(["tokens that a pair's judgments share", f"{tokens['shared']:.0f}", ""])
     made.append(["tokens of the rest, each", f"{tokens['rest']:.0f}", ""])
+    made.append(["tokens that a principle's judgments begin with", f"{tokens['known_first']:.0f}", ""])
     made.append(["times the first, by tokens alone", f"{tokens['bound']:.1f}", ""])
     made += [[f"P(A), largest difference, {name}", f"{p:.4f}", "<= 0.02"] for name, p in found["agreement"].items()]
     return made

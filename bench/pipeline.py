@@ -106,7 +106,10 @@ async def walk(folder: Path, name: str, n_prompts: int) -> float:
         config, near = load_config(str(path), [])
         conductor = Walking(config, near=near, meter=Meter())
         with recording():
-            await conductor.run()
+            result = await conductor.run()
+    judgments, asked = result.by_kind["made"].get("score", 0), 2 * workload.PRINCIPLES * n_prompts
+    if result.failed_prompts or judgments < 0.95 * asked:  # a revision that says the same again is not judged
+        raise SystemExit(f"{result.failed_prompts} prompts failed, {judgments} of {asked} judgments were made")
     return conductor.seconds
 
 

@@ -51,16 +51,16 @@ def main() -> int:
             command = [sys.executable, "-m", "bench.ppo", "--child", name, work]
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
             found.append({"contestant": name, **json.loads(done.stdout.splitlines()[-1])})
-    first = found[0]["samples_per_s"]
+    first = next((row["samples_per_s"] for row in found if row["contestant"] == "ours"), None)
     for row in found:
-        row["ours_is_times"] = round(first / row["samples_per_s"], 2)
+        row["ours_is_times"] = first and round(first / row["samples_per_s"], 2)
     if options.json:
         print(json.dumps(found, indent=1))
         return 0
     for row in found:
         print(
             f"{row['contestant']:<10} {row['step_s']:>7.1f} s a step  {row['samples_per_s']:>6.3f} samples/s  "
-            f"ours is {row['ours_is_times']:.2f} times as fast"
+            + (f"ours is {row['ours_is_times']:.2f} times as fast" if first else "")
         )
     return 0
 
@@ -131,7 +131,7 @@ def trl(folder: Path) -> dict[str, Any]:
 
 
 def trl_kind(folder: Path) -> dict[str, Any]:
-    """Do two steps of TRL's PPO with our adapter and without recomputing activations."""
+    """Do two steps of TRL's PPO with our adapter and without recomputing activations; its critic has all weights."""
     from peft import LoraConfig
 
     adapter = LoraConfig(task_type="CAUSAL_LM", r=LORA["r"], lora_alpha=LORA["alpha"], target_modules="all-linear")
@@ -197,13 +197,14 @@ def trl_steps(folder: Path, adapter: Any, *, checkpointing: bool) -> dict[str, A
         peft_config=adapter,
         callbacks=[Clock()],
     )
-    began = time.monotonic()
     trainer.train()
-    return measured([began, *times] if len(times) < STEPS else times, float(NEW))
+    return measured(times, float(NEW))
 
 
 def measured(times: list[float], length: float) -> dict[str, Any]:
-    """Return the last step's seconds and samples per second."""
+    """Return the last step's seconds and samples per second. Raises SystemExit where it was not the step asked for."""
+    if len(times) < STEPS or length != NEW:
+        raise SystemExit(f"{len(times)} steps of {length} tokens an answer, not {STEPS} of {NEW}: nothing to compare")
     step_s = times[-1] - times[-2]
     return {"step_s": round(step_s, 2), "samples_per_s": round(BATCH / step_s, 4), "tokens_per_answer": length}
 

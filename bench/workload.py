@@ -13,9 +13,10 @@ from cai import constitution, shipped
 
 _CONSTITUTIONS = ("harmless", "helpful-honest")
 _PROMPTS = ("everyday", "tempting")
+PRINCIPLES = 16
 
 
-def write(folder: Path, *, n_prompts: int, n_principles: int = 16) -> None:
+def write(folder: Path, *, n_prompts: int, n_principles: int = PRINCIPLES) -> None:
     """Write `constitution.yaml` and `prompts.jsonl` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     tree = {"schema": 1, "name": "bench", "description": "For benchmarks.", "principles": principles(n_principles)}

@@ -41,6 +41,8 @@ def _take_up_fsdp() -> None:
     def told(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
         plain(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
         if fsdp_plugin is not None:
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
             self.fsdp_plugin, self.distributed_type = fsdp_plugin, state.DistributedType.FSDP
             state.PartialState._shared_state["distributed_type"] = self.distributed_type
 

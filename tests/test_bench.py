@@ -115,6 +115,20 @@ def test_absent_peers_are_skipped_with_a_clear_line(tmp_path: Path) -> None:
     assert all("skipped" in row[0] for row in peers.rows(found))
 
 
+def test_peers_are_asked_the_same_words_in_their_order_or_ours() -> None:
+    same, last, short = (peers.spec("", "", 1, judging)["judge"] for judging in peers.JUDGING)
+    assert sorted(same.split()) == sorted(last.split())
+    assert same.index("{{ principle }}") < same.index("{{ a }}") < same.index("{{ b }}") < last.index("{{ principle }}")
+    assert short.startswith("{{ principle }}") and len(short.split()) < len(same.split()) / 3
+
+
+def test_rounds_of_another_job_do_not_count(tmp_path: Path) -> None:
+    keep = tmp_path / "rounds.json"
+    keep.write_text(json.dumps({"job": "b2:00", "rounds": [{"cai": 1.0, "designer": 9.0}]}))
+    with pytest.raises(SystemExit, match=r"rounds.json: holds rounds of another job \(b2:00, not b2:"):
+        asyncio.run(peers.measure(2, 1, {"designer": Path(sys.executable)}, keep))
+
+
 def test_a_peer_that_fails_is_not_passed_over(tmp_path: Path) -> None:
     spec = peers.spec("http://127.0.0.1:9", "model", 2)
     path = tmp_path / "spec.json"

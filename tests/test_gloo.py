@@ -146,10 +146,18 @@ def test_a_policy_in_parts_gives_the_loss_curve_of_a_whole_one_and_is_resumed(
 
 @pytest.mark.parametrize("by", ["FSDP", "DEEPSPEED"])
 @pytest.mark.parametrize(
-    ("method", "lora"), [("sft", None), ("dpo", {"r": 8}), ("reward", None), ("grpo", {"r": 8}), ("rloo", None)]
+    ("method", "lora", "dtype"),
+    [
+        ("sft", None, "float32"),
+        ("dpo", {"r": 8}, "bfloat16"),
+        ("dpo", None, "float32"),
+        ("reward", None, "float32"),
+        ("grpo", {"r": 8}, "float32"),
+        ("rloo", None, "float32"),
+    ],
 )
 def test_a_model_that_accelerate_shards_learns_as_a_whole_one_does(
-    method: str, lora: Any, by: str, tmp_path: Path
+    method: str, lora: Any, dtype: str, by: str, tmp_path: Path
 ) -> None:
     """Looks at answers and a kill on the way included."""
     from safetensors.torch import load_file
@@ -159,6 +167,7 @@ def test_a_model_that_accelerate_shards_learns_as_a_whole_one_does(
 
     spec = spec_of(method, tmp_path)
     spec["settings"] |= {"lora": lora, "save_steps": 3, "max_steps": 8}
+    spec["dtype"] = dtype
     if method != "reward":
         spec["settings"]["watch"] = {"every": 4, "max_new_tokens": 3}
         spec |= looking(tmp_path)
@@ -181,9 +190,10 @@ def test_a_model_that_accelerate_shards_learns_as_a_whole_one_does(
         made.append((rows, load_file(next(out.glob("*/*model.safetensors")))))
     (told, whole), (told_in_parts, parts) = made
     assert len(told) >= 8 and whole.keys() == parts.keys()
+    near = 1e-3 if dtype == "float32" else 5e-2
     for row, other in zip(told, told_in_parts, strict=True):
-        assert other == pytest.approx(row, abs=1e-3)
-    assert max((whole[name] - parts[name]).abs().max().item() for name in whole) < 1e-3
+        assert other == pytest.approx(row, abs=near)
+    assert max((whole[name] - parts[name]).abs().max().item() for name in whole) < near
 
 
 def test_a_stop_that_reaches_one_process_ends_both_at_the_same_step(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -172,25 +173,49 @@ def test_a_step_takes_batch_size_rows_whatever_the_number_of_processes(
             taken(batch, 1, n)
 
 
-def test_what_cannot_be_put_together_to_write_answers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cai.train.admit import check_sharding
+def test_weights_that_cannot_be_put_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cai.train.admit import settle_sharding, sharding
 
-    check_sharding("grpo")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    check_sharding("ppo")
+    for name, value in sharded.LAUNCHED["FSDP"].items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    settle_sharding("grpo", writes=True)
+    assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false", "or all processes but one train against zeros"
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    settle_sharding("sft", writes=False)
+    settle_sharding("ppo", writes=True)
     with pytest.raises(
         UserError, match="'grpo' writes answers .*, which FSDP1 cannot put together; set fsdp_version: 2"
     ):
-        check_sharding("grpo")
-    monkeypatch.setenv("FSDP_VERSION", "2")
-    check_sharding("grpo")
+        settle_sharding("grpo", writes=True)
+    monkeypatch.setenv("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT")
+    settle_sharding("ppo", writes=True)
+    with pytest.raises(UserError, match="fsdp_state_dict_type: .* set it to FULL_STATE_DICT"):
+        settle_sharding("sft", writes=False)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-    check_sharding("rloo")
+    settle_sharding("rloo", writes=True)
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    settle_sharding("sft", writes=False)
     with pytest.raises(UserError, match="'sft' with train.sft.watch writes .*, which ZeRO-3 leaves in parts; launch"):
-        check_sharding("sft", " with train.sft.watch")
+        settle_sharding("sft", writes=True, why=" with train.sft.watch")
+    settle_sharding("ppo", writes=True)
+    assert sharding() == "FSDP"
+
+
+def test_a_state_of_another_launch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cai.train.admit import check_resumed
+
+    check_resumed(None, {"sharding": "FSDP"})
+    check_resumed(tmp_path / "state" / "checkpoint-3", {})
+    with pytest.raises(
+        UserError, match="checkpoint-3: found a state .* under FSDP, expected one by whole models; launch"
+    ):
+        check_resumed(tmp_path / "state" / "checkpoint-3", {"sharding": "FSDP"})
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match="by whole models, expected one under DEEPSPEED; launch as before, or remove"):
+        check_resumed(tmp_path / "state" / "checkpoint-3", {"sharding": None})
 
 
 def test_an_adapter_for_a_layer_that_is_not_there_is_refused(tmp_path: Path) -> None:

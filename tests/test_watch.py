@@ -47,11 +47,12 @@ def test_a_training_is_shown_as_it_stands(tmp_path: Path, capsys: pytest.Capture
 def test_watching_ends_with_the_training_whatever_became_of_it(
     finishes: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = training(tmp_path, 4)
+    out, looks = training(tmp_path, 4), []
     with ExitStack() as working:
         working.enter_context(Folder(out, {}).owned())
 
         def goes_on(_: float) -> None:
+            looks.append(None)
             if finishes:
                 (out / "checkpoint.json").write_text("{}")
             working.close()
@@ -61,6 +62,7 @@ def test_watching_ends_with_the_training_whatever_became_of_it(
         assert main(["watch", str(tmp_path)]) == (0 if finishes else 1)
     said = capsys.readouterr().out
     assert "about 5.0 s left" in said and ("ended" if finishes else "stopped") in said
+    assert len(looks) == (1 if finishes else 10)
 
 
 def test_where_nothing_trains_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

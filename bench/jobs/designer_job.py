@@ -59,7 +59,7 @@ def main() -> None:
         )
         seconds = written[-1] - started
         frame = made.load_dataset()
-    verdicts = sum(int(frame[name].fillna("").ne("").sum()) for name in frame if name.startswith("verdict_"))
+    verdicts = sum(int(frame[name].notna().sum()) for name in frame if name.startswith("verdict_"))
     print(json.dumps({"seconds": seconds, "judgments": verdicts}))
 
 

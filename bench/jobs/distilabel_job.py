@@ -55,7 +55,7 @@ def main() -> None:
     started = time.monotonic()
     found = pipeline.run(use_cache=False)
     seconds = time.monotonic() - started
-    verdicts = sum(bool(row["verdict"]) for row in found["default"]["train"])
+    verdicts = sum(row["verdict"] is not None for row in found["default"]["train"])  # an empty one is an answer too
     print(json.dumps({"seconds": seconds, "judgments": verdicts}))
 
 

@@ -14,6 +14,8 @@ _SHOWN = (
 )  # fmt: skip
 _BARS = "▁▂▃▄▅▆▇█"
 _EVERY_S = 1.0
+_PATIENCE = 10
+"""Looks at a folder that nobody trains into before it counts as left: a training that starts loads its model first."""
 
 
 def add(commands: Any) -> None:
@@ -48,10 +50,11 @@ def handle(arguments: argparse.Namespace) -> int:
         console.print(_view(folder))
         return 0
     with Live(_view(folder), console=console, auto_refresh=False) as live:
-        while is_at_work(folder):
+        idle = 0
+        while not is_finished(folder) and idle < _PATIENCE:
             time.sleep(_EVERY_S)
+            idle = 0 if is_at_work(folder) else idle + 1
             live.update(_view(folder), refresh=True)
-        live.update(_view(folder), refresh=True)
     return 0 if is_finished(folder) else 1
 
 

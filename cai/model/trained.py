@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from pathlib import Path
 from typing import Any
 
 from cai.errors import TrainError, UserError
+from cai.manifest import is_locked
 from cai.model.folder import content_of
 
 LOCK = ".lock"
@@ -15,15 +15,8 @@ LOCK = ".lock"
 
 
 def is_at_work(out: Path) -> bool:
-    """Return whether a process trains into this folder now."""
-    try:
-        with (out / LOCK).open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        pass
-    return False
+    """Return whether a process trains into this folder now; True also where the system does not tell."""
+    return is_locked(out / LOCK) or not Path("/proc/locks").exists()
 
 
 def is_finished(out: Path) -> bool:

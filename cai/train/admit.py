@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cai.config import DpoSection, RewardSection, TrainerSection
 from cai.errors import UserError
@@ -101,33 +102,47 @@ def check_targets(settings: TrainerSection, base: str, *, trust_remote_code: boo
         check_named(settings.lora.targets, base, trust_remote_code=trust_remote_code)
 
 
-def prefer_fsdp() -> None:
-    """Have FSDP shard where `accelerate launch` named DeepSpeed: its engine would take the steps that PPO takes itself.
+def settle_sharding(method: str, *, writes: bool, why: str = "") -> None:
+    """Settle how a model is sharded, before accelerate looks: `accelerate launch` says it by environment variables.
 
-    Has to come before accelerate looks.
-    """
-    if sharding() == "DEEPSPEED":
-        print("PPO: FSDP shards in place of DeepSpeed, whose engine takes the optimizer's steps", file=sys.stderr)
-        os.environ |= {"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-
-
-def check_sharding(method: str, why: str = "") -> None:
-    """Raise UserError where `accelerate launch` shards a model that writes answers in a way it cannot write in.
-
-    FSDP2 puts the weights together for it, see cai.train.sharding, and ZeRO leaves them whole up to stage 2.
+    `writes` tells whether it writes answers, and `why` because of what. DeepSpeed's engine would take the steps that
+    PPO takes itself, so FSDP shards in its place. Raises UserError where weights cannot be put together: to write
+    answers under FSDP1 and ZeRO-3 (FSDP2 can, see cai.train.sharding, and ZeRO leaves them whole up to stage 2), and to
+    be kept where every process shall keep its part in a file of its own.
     """
     from accelerate.utils import DeepSpeedPlugin
 
-    found = sharding()
-    if found == "FSDP" and method != "ppo" and os.environ.get("FSDP_VERSION") != "2":
-        raise UserError(
-            f"method '{method}'{why} writes answers with the model it trains, which FSDP1 cannot put together; set "
-            "fsdp_version: 2, as configs/accelerate/fsdp.yaml does"
-        )
-    if found == "DEEPSPEED" and DeepSpeedPlugin().zero_stage == 3:
+    if method == "ppo" and sharding() == "DEEPSPEED":
+        if os.environ.get("RANK", "0") == "0":
+            print("PPO: FSDP shards in place of DeepSpeed, whose engine takes the optimizer's steps", file=sys.stderr)
+        os.environ |= {"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    if sharding() == "FSDP":
+        # With it, all processes but the first hold zeros until accelerate fills them, and it fills only what it shards.
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+        if method != "ppo" and os.environ.get("FSDP_STATE_DICT_TYPE") != "FULL_STATE_DICT":
+            raise UserError(
+                "fsdp_state_dict_type: the trained weights are kept whole, as safetensors; set it to FULL_STATE_DICT, "
+                "as configs/accelerate/fsdp.yaml does"
+            )
+        if method != "ppo" and writes and os.environ.get("FSDP_VERSION") != "2":
+            raise UserError(
+                f"method '{method}'{why} writes answers with the model it trains, which FSDP1 cannot put together; set "
+                "fsdp_version: 2, as configs/accelerate/fsdp.yaml does"
+            )
+    if sharding() == "DEEPSPEED" and writes and DeepSpeedPlugin().zero_stage == 3:
         raise UserError(
             f"method '{method}'{why} writes answers with the model it trains, which ZeRO-3 leaves in parts; launch it "
             "with configs/accelerate/fsdp.yaml, which shards as much, or with ZeRO-2"
+        )
+
+
+def check_resumed(state: Path | None, chosen: Mapping[str, Any]) -> None:
+    """Raise UserError for a resume state of another kind of launch: each library keeps its shards in its own way."""
+    was, now = chosen.get("sharding"), sharding()
+    if state is not None and was != now:
+        raise UserError(
+            f"{state}: found a state that was kept {f'under {was}' if was else 'by whole models'}, expected one "
+            f"{f'under {now}' if now else 'by whole models'}; launch as before, or remove {state.parent} to start anew"
         )
 
 

@@ -4,7 +4,8 @@
       adapter/ or model/    the trained weights as safetensors; appears whole, by a rename
       curve.jsonl           one line a step: loss, learning rate, tokens/s …
       checkpoint.json       what was trained on what; written last, so without it there is no checkpoint
-      state/                while training: weights (safetensors) and optimizer state, each with a seal written last
+      state/                while training: weights and optimizer state, each with a seal written last; the weights
+                            as safetensors, or as FSDP and DeepSpeed keep them
 
 Nothing that could run code is ever loaded: optimizer, scheduler and random state are read with `weights_only=True`,
 and `training_args.bin`, which the trainer would write beside them, is removed.

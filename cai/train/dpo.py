@@ -18,7 +18,16 @@ from cai.train import losses, session
 from cai.train.batches import IGNORE, Batch, can_share, completion_logps, shared_pairs, stacked_pairs, sum_by_arm
 from cai.train.data import Example
 from cai.train.job import Interrupted, Job
-from cai.train.trainer import Hooks, arguments, asked_to_stop, dataset, load_model, lora_config
+from cai.train.trainer import (
+    Hooks,
+    arguments,
+    asked_to_stop,
+    dataset,
+    load_model,
+    lora_config,
+    on_one_device,
+    quantization,
+)
 
 REFERENCE_FREE = ("orpo", "simpo")
 ARMS = ("chosen", "rejected", "stranger")
@@ -41,7 +50,7 @@ class CaiDPOTrainer(Hooks, DPOTrainer):
         self._layout = shared_pairs if can_share(model, job.examples, tokenizer.pad_token_id) else stacked_pairs
         super().__init__(
             model=model,
-            args=DPOConfig(**arguments(job), beta=job.settings.beta, precompute_ref_log_probs=True),
+            args=DPOConfig(**arguments(job, **on_one_device()), beta=job.settings.beta, precompute_ref_log_probs=True),
             data_collator=self._collate,
             train_dataset=dataset(job),
             processing_class=tokenizer,
@@ -155,6 +164,8 @@ class CaiDPOTrainer(Hooks, DPOTrainer):
         loader = DataLoader([{"row": i} for i in rows], batch_size=batch_size, collate_fn=self._collate)
         found = {key: torch.zeros(len(self.job.examples)) for key in self._reference_keys()}
         n_done = 0
+        if self.ref_model is None and quantization(self.job) is None:
+            self.model.to(self.accelerator.device)  # which FSDP and DeepSpeed would do later
         for batch in self.accelerator.prepare(loader):
             if asked_to_stop(self.job):
                 raise Interrupted("stopped before the first step; the same command starts again")
@@ -171,7 +182,7 @@ class CaiDPOTrainer(Hooks, DPOTrainer):
         """Return the reference's log-probabilities of the answers by arm (B each)."""
         policy = self.accelerator.unwrap_model(self.model)
         as_reference = policy.disable_adapter() if self.ref_model is None and is_peft_model(policy) else nullcontext()
-        with torch.no_grad(), as_reference, self.accelerator.autocast():
+        with torch.no_grad(), as_reference, self.in_precision():
             return self._logps(model, inputs)
 
 

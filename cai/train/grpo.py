@@ -29,7 +29,16 @@ from cai.train.job import Interrupted, OnStep, TrainResult
 from cai.train.rewards import Source
 from cai.train.rollouts import InProcess, Rollout, stop_tokens
 from cai.train.sharding import whole
-from cai.train.trainer import Hooks, Progress, arguments, load_model, load_plain, lora_config, not_finite
+from cai.train.trainer import (
+    Hooks,
+    Progress,
+    arguments,
+    load_model,
+    load_plain,
+    lora_config,
+    not_finite,
+    on_one_device,
+)
 from cai.train.tripwires import NotFinite, Trip
 from cai.train.watch import Watch
 
@@ -166,6 +175,7 @@ class Group:
             "beta": settings.beta,
             "temperature": 1.0,
             "shuffle_dataset": False,
+            **on_one_device(),
         }
         taken = {k: v for k, v in arguments(self.job).items() if k != "max_length"}
         self.trainer = kind(ready, config(**taken, **further))

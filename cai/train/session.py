@@ -25,10 +25,11 @@ from cai.train import setup
 from cai.train.admit import (
     check_base,
     check_examples,
+    check_resumed,
     check_room,
-    check_sharding,
     check_targets,
     rows_at_once,
+    settle_sharding,
     sharding,
 )
 from cai.train.checkpoint import Folder, numbers_only
@@ -70,11 +71,10 @@ def train(
     """
     began = time.monotonic()
     device = pick_device(device)
-    process = PartialState(cpu=device == "cpu")
     spec, watch = spec or {}, getattr(settings, "watch", None)
+    settle_sharding(method, writes=bool(watch), why=f" with train.{method}.watch")
+    process = PartialState(cpu=device == "cpu")
     rows_at_once(settings, process.num_processes)
-    if watch:
-        check_sharding(method, f" with train.{method}.watch")
     rows = load_sft(rows_path) if method == "sft" else load_pairs(rows_path)
     path = resolve(base)
     check_base(path)
@@ -115,8 +115,9 @@ def train(
             check_room(asked, path, looked_at.max_new_tokens, trust_remote_code=trust_remote_code)
         opened: list[Any] = [None, None]
         if process.is_main_process:
-            opened = list(folder.open_state(lambda: {"dtype": pick_dtype(dtype, device)}))
+            opened = list(folder.open_state(lambda: {"dtype": pick_dtype(dtype, device), "sharding": sharding()}))
         resume, chosen = broadcast_object_list(opened)
+        check_resumed(resume, chosen)
         job = Job(
             folder=folder,
             base=path,

@@ -25,7 +25,15 @@ from cai.errors import UserError
 from cai.model.fetch import resolve
 from cai.model.folder import content_of
 from cai.train import rewards
-from cai.train.admit import check_base, check_room, check_sharding, check_targets, prefer_fsdp, rows_at_once, sharding
+from cai.train.admit import (
+    check_base,
+    check_resumed,
+    check_room,
+    check_targets,
+    rows_at_once,
+    settle_sharding,
+    sharding,
+)
 from cai.train.checkpoint import Folder
 from cai.train.data import Example, Renderer, load_tokenizer, training_order
 from cai.train.heldout import HeldOut, Rendered
@@ -123,10 +131,8 @@ def opened(
 ) -> Iterator[Ready | TrainResult]:
     """Yield a training ready to start, or the checkpoint that is there already. The judge is let go at the end."""
     device = pick_device(device)
-    if method == "ppo":
-        prefer_fsdp()
+    settle_sharding(method, writes=True)
     process = PartialState(cpu=device == "cpu")
-    check_sharding(method)
     if method != "ppo":  # whose own loop shares whatever there is
         rows_at_once(settings, process.num_processes)
     path, rows = resolve(base), load_prompts(rows_path)
@@ -158,8 +164,10 @@ def opened(
             check_room(asked, path, settings.max_new_tokens, trust_remote_code=trust_remote_code)
             state: list[Any] = [None, None]
             if process.is_main_process:
-                state = list(folder.open_state(lambda: {"dtype": pick_dtype(dtype, device)}))
+                state = list(folder.open_state(lambda: {"dtype": pick_dtype(dtype, device), "sharding": sharding()}))
             resume, chosen = broadcast_object_list(state)
+            if method != "ppo":  # which keeps whole weights, however they were sharded
+                check_resumed(resume, chosen)
             # Steps are counted in answers: a prompt with several takes so many places of the order.
             passes = settings.epochs * getattr(settings, "answers", 1)
             job = Job(

@@ -32,7 +32,10 @@ def shard(model: nn.Module, layers: set[str], device: str, *, in_bf16: bool) -> 
 
 @contextmanager
 def whole(*models: nn.Module | None) -> Iterator[None]:
-    """Hold the whole weights of models in every process while the block runs; all of them have to come here."""
+    """Hold the whole weights of models in every process while the block runs; all of them have to come here.
+
+    The first is the one that is trained: its root, which is needed again at once, stays whole after a forward pass.
+    """
     units = [unit for model in models if model for unit in model.modules() if isinstance(unit, FSDPModule)]
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
@@ -41,7 +44,7 @@ def whole(*models: nn.Module | None) -> Iterator[None]:
         yield
     finally:
         for unit in units:
-            unit.set_reshard_after_forward(unit not in models, recurse=False)  # a root is needed again at once
+            unit.set_reshard_after_forward(unit is not units[0], recurse=False)
             unit.reshard()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, TrainerCallback
 
@@ -43,6 +44,25 @@ class Hooks:
             if weight.requires_grad:  # bfloat16, which TRL gives adapters over 4 bits, would round small updates away
                 weight.data = weight.data.float()
         in_place(self.model)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers, but under FSDP nothing is handed out or summed over processes in bfloat16.
+
+        accelerate would round the log-probabilities and scores that a model returns, and the gradients.
+        """
+        super().create_accelerator_and_postprocess()
+        if self.accelerator.is_fsdp2 and self.job.dtype == "bfloat16":
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
+
+    def _prepare_input(self, data: Any) -> Any:
+        """Return what a batch holds, on this process's device; under DeepSpeed its labels would be rounded as well."""
+        return data.to(self.args.device) if isinstance(data, torch.Tensor) else super()._prepare_input(data)
+
+    def in_precision(self) -> Any:
+        """Return the context that the model is asked in outside its training step, where accelerate sets none."""
+        device = self.accelerator.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.job.dtype == "bfloat16")
 
     def _send_telemetry(self) -> None:
         """Send nothing: TRL would report that it is used."""
@@ -147,7 +167,8 @@ class Progress(TrainerCallback):
 def load_model(job: Job) -> Any:
     """Return the base model in the precision of the job. Weights that are trained stay in float32.
 
-    Rounding every small update to bfloat16 would lose most of it; a frozen base loses nothing.
+    Rounding every small update to bfloat16 would lose most of it; a frozen base loses nothing. (DeepSpeed has its own
+    float32 copy to update; what the model holds, and what is saved of it, is that in bfloat16.)
     """
     with asked_for(job.base):
         model = AutoModelForCausalLM.from_pretrained(
@@ -165,7 +186,7 @@ def load_model(job: Job) -> Any:
 def load_plain(job: Job) -> Any:
     """Return the base once more, to sample from it with the adapter merged into it; None without an adapter.
 
-    None also for a base in 4 bits or in parts: nothing can be merged into it, and sampling goes through the adapter.
+    None also for a base in 4 bits or sharded, into which nothing is merged: sampling then goes through the adapter.
     """
     lora = job.settings.lora
     return load_model(job) if lora and lora.base == "full" and not sharding() else None
@@ -259,6 +280,11 @@ def arguments(job: Job, **further: Any) -> dict[str, Any]:
         "dataloader_pin_memory": not on_cpu,
         **further,
     }
+
+
+def on_one_device() -> dict[str, Any]:
+    """Return the argument that keeps TRL's own reference in one piece: under FSDP it would spread it over all GPUs."""
+    return {"model_init_kwargs": {"device_map": None}} if sharding() == "FSDP" else {}
 
 
 def dataset(job: Job) -> Any:

@@ -50,9 +50,11 @@ class Watch(TrainerCallback):
         device = self.trainer.accelerator.device
         if self._reference is None and not self.job.settings.lora:
             self._reference = load_model(self.job).requires_grad_(False).eval()
+            in_bf16 = self.job.dtype == "bfloat16"
             if sharding() == "FSDP":
-                layers = set(self._reference._no_split_modules or ())
-                shard(self._reference, layers, self.job.device, in_bf16=self.job.dtype == "bfloat16")
+                shard(self._reference, set(self._reference._no_split_modules or ()), self.job.device, in_bf16=in_bf16)
+            elif sharding() == "DEEPSPEED" and in_bf16:  # as its engine holds the policy
+                self._reference.to(torch.bfloat16)
             self._reference.to(device)
         merged = load_plain(self.job)
         return InProcess(self._plain, self._stops, merged and merged.to(device).requires_grad_(False))
@@ -138,7 +140,7 @@ class Watch(TrainerCallback):
             for rollout in rollouts:
                 example = Example(rollout.row.id, rollout.prompt_ids, [rollout.answer_ids])
                 batch = {k: v.to(plain.device) for k, v in sft_batch([example], 0).items()}
-                with self.trainer.accelerator.autocast():
+                with self.trainer.in_precision():
                     at = at_targets(plain, batch)
                     before_M = reference_logps(plain, reference, batch) if knows_reference else at.logps_M
                 gaps.append(float((at.logps_M - before_M).sum()))
