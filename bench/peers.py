@@ -81,7 +81,7 @@ def spec(url: str, model: str, n_prompts: int, judging: str = "same") -> dict[st
         "url": url,
         "model": model,
         "rows": rows,
-        "batch": min(50, n_prompts),
+        "batch": 50,
         "principles": principles,
         "answer_tokens": 64,
         "critique_tokens": 40,
