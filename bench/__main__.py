@@ -55,7 +55,7 @@ def main() -> int:
     out = arguments.out or (None if arguments.quick else Path("bench/results.json"))
     results = kept(out) if out else {}
     for name, measure in (QUICK if arguments.quick else FULL).items():
-        if name in (arguments.only or sorted({*FULL} - {"peers"})):
+        if name in (arguments.only or ({*FULL} - {"peers"})):
             results[name] = measure()
             show(results[name], ROWS[name](results[name]), as_json=False)
             if out:

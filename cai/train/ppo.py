@@ -48,7 +48,7 @@ from cai.train.policy import Policy, Told, answer_mask, reference_logps, spread
 from cai.train.rewards import Scored, Source
 from cai.train.rollouts import InProcess, Rollout, Writer, sample, stop_tokens
 from cai.train.served import Served, loads_adapter
-from cai.train.sharding import full, gathered, restore, shard, state_of, whole
+from cai.train.sharding import full, gathered, keep, restore, shard, state_of, whole
 from cai.train.trainer import asked_to_stop, checkpoints, load_model, load_plain, lora_config, not_finite
 from cai.train.tripwires import NotFinite, Trip, best, goes_back, kl_ceiling, tripped
 
@@ -239,6 +239,7 @@ class Ppo:
         assert isinstance(ready.job.settings, PpoSection)
         self.job: Job = ready.job
         self.ppo: PpoSection = ready.job.settings
+        self._best = self.job.folder.state / "best.safetensors"
         self.prompts, self.mix, self.held_out = ready.prompts, ready.mix, ready.held_out
         self.renderer = ready.renderer
         on_gpu, in_bf16 = self.job.device == "cuda", self.job.dtype == "bfloat16"
@@ -642,7 +643,7 @@ class Ppo:
         self.looks.append(look)
         self.trip = self.trip or tripped(self.looks, watch)
         if best(self.looks, self.trip) == step:
-            self._keep_best(step)
+            keep(self.policy.trained(), self._best, is_main=self.accelerator.is_main_process)
         told = {f"held_out_{k}": v for k, v in look.items() if k != "step"}
         told["held_out_sqrt_kl"] = math.sqrt(max(0.0, look["kl"]))
         if step == 0:
@@ -658,20 +659,12 @@ class Ppo:
             "entropy": float(entropy.mean()),
         }
 
-    def _keep_best(self, step: int) -> None:
-        trained = gathered(self.policy.trained(), keep=self.accelerator.is_main_process)
-        if self.accelerator.is_main_process:
-            part = self.job.folder.state / "best.part"
-            save_file(trained, part, {"step": str(step)})
-            part.rename(self.job.folder.state / "best.safetensors")
-
     def roll_back(self) -> int | None:
         """Take back the weights that the judge scored best; return their step, or None where nobody scored."""
         self.accelerator.wait_for_everyone()
-        kept = self.job.folder.state / "best.safetensors"
-        if (step := best(self.looks, self.trip)) is None or not kept.exists():
+        if (step := best(self.looks, self.trip)) is None or not self._best.exists():
             return None
-        self.policy.restore(load_file(kept))
+        self.policy.restore(load_file(self._best))
         return step
 
     # -- tell, save, resume ------------------------------------------------------------------------------------------

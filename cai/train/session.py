@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, ProgressCallback
 
 from cai import canon
@@ -25,7 +24,6 @@ from cai.train import setup
 from cai.train.admit import (
     check_base,
     check_examples,
-    check_resumed,
     check_room,
     check_targets,
     rows_at_once,
@@ -34,7 +32,7 @@ from cai.train.admit import (
 )
 from cai.train.checkpoint import Folder, numbers_only
 from cai.train.data import Example, Renderer, load_tokenizer, pair_set_id, tokenise, training_order
-from cai.train.job import Interrupted, Job, OnStep, TrainResult, pick_device, pick_dtype
+from cai.train.job import Interrupted, Job, OnStep, TrainResult, pick_device
 from cai.train.rows import PairRow, load_pairs, load_sft
 from cai.train.trainer import Progress
 from cai.train.tripwires import NotFinite, ending
@@ -113,11 +111,7 @@ def train(
         if looked_at:
             asked = [(row.id, len(ids)) for row, ids in looked_at.prompts]
             check_room(asked, path, looked_at.max_new_tokens, trust_remote_code=trust_remote_code)
-        opened: list[Any] = [None, None]
-        if process.is_main_process:
-            opened = list(folder.open_state(lambda: {"dtype": pick_dtype(dtype, device), "sharding": sharding()}))
-        resume, chosen = broadcast_object_list(opened)
-        check_resumed(resume, chosen)
+        resume, precision = setup.open_state(folder, method, dtype, device)
         job = Job(
             folder=folder,
             base=path,
@@ -126,7 +120,7 @@ def train(
             order=training_order([e.n_tokens for e in examples], settings.epochs, settings.micro_batch_size, seed),
             seed=seed,
             device=device,
-            dtype=chosen["dtype"],
+            dtype=precision,
             on_step=on_step,
             stop=stop or threading.Event(),
             resume=resume,

@@ -162,12 +162,7 @@ def opened(
             prompts, dropped = render(rows, renderer, settings.max_length - settings.max_new_tokens)
             asked = [(row.id, len(ids)) for row, ids in prompts]
             check_room(asked, path, settings.max_new_tokens, trust_remote_code=trust_remote_code)
-            state: list[Any] = [None, None]
-            if process.is_main_process:
-                state = list(folder.open_state(lambda: {"dtype": pick_dtype(dtype, device), "sharding": sharding()}))
-            resume, chosen = broadcast_object_list(state)
-            if method != "ppo":  # which keeps whole weights, however they were sharded
-                check_resumed(resume, chosen)
+            resume, precision = open_state(folder, method, dtype, device)
             # Steps are counted in answers: a prompt with several takes so many places of the order.
             passes = settings.epochs * getattr(settings, "answers", 1)
             job = Job(
@@ -178,7 +173,7 @@ def opened(
                 order=training_order([len(ids) for _, ids in prompts], passes, 1, seed),
                 seed=seed,
                 device=device,
-                dtype=chosen["dtype"],
+                dtype=precision,
                 on_step=on_step,
                 stop=stop or threading.Event(),
                 resume=resume,
@@ -189,6 +184,17 @@ def opened(
             yield Ready(job, prompts, renderer, mix, held_out, spec, dropped)
         finally:
             close_all([*(source for source, _ in sources), *referees])
+
+
+def open_state(folder: Folder, method: str, dtype: str, device: str) -> tuple[Path | None, str]:
+    """Return the state to resume from, if any, and the precision to train in: the same in every process."""
+    opened: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        opened = list(folder.open_state(lambda: {"dtype": pick_dtype(dtype, device), "sharding": sharding()}))
+    resume, chosen = broadcast_object_list(opened)
+    if method != "ppo":  # which keeps whole weights, however they were sharded
+        check_resumed(resume, chosen)
+    return resume, chosen["dtype"]
 
 
 def calls(out: Path) -> Path:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -61,6 +63,15 @@ def gathered(tensors: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, to
         if keep:
             found[name] = whole_tensor.contiguous().cpu()
     return found
+
+
+def keep(weights: Mapping[str, torch.Tensor], path: Path, *, is_main: bool) -> None:
+    """Write weights whole into a file that appears by a rename. All processes have to come; the main one writes."""
+    found = gathered(weights, keep=is_main)
+    if is_main:
+        part = path.with_suffix(".part")
+        save_file(found, part)
+        part.rename(path)
 
 
 def parted(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from cai import canon
@@ -24,7 +24,7 @@ from cai.train.data import Example, Renderer
 from cai.train.heldout import HeldOut, Rendered
 from cai.train.policy import at_targets, entropy_of, reference_logps
 from cai.train.rollouts import InProcess, Rollout, sample, stop_tokens
-from cai.train.sharding import gathered, parted, shard, whole
+from cai.train.sharding import keep, parted, shard, whole
 from cai.train.trainer import load_model, load_plain
 from cai.train.tripwires import NotFinite, Trip, best, goes_back, kl_ceiling, tripped
 
@@ -91,11 +91,7 @@ class Watch(TrainerCallback):
         self.trip = self.trip or tripped(self.looks, self.settings)
         is_main = self.trainer.is_world_process_zero()
         if best(self.looks, self.trip) == step:
-            trained = gathered(self._trained(), keep=is_main)
-            if is_main:
-                part = self._kept.with_suffix(".part")
-                save_file(trained, part)
-                part.rename(self._kept)
+            keep(self._trained(), self._kept, is_main=is_main)
         told = {k: v for k, v in look.items() if k != "step"} | {"sqrt_kl": math.sqrt(max(0.0, look["kl"]))}
         if step == 0 and is_main:
             telemetry.keep(self.job.folder.curve, {"step": 0, **{f"held_out_{k}": v for k, v in told.items()}})
