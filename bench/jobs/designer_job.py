@@ -15,7 +15,10 @@ def main() -> None:
         spec = json.load(file)
 
     def model(alias: str, max_tokens: int) -> dd.ModelConfig:
-        parameters = dd.ChatCompletionInferenceParams(temperature=0.7, max_tokens=max_tokens, max_parallel_requests=64)
+        # Its default of a minute is over before a slow machine has answered 64; the row would be dropped.
+        parameters = dd.ChatCompletionInferenceParams(
+            temperature=0.7, max_tokens=max_tokens, max_parallel_requests=64, timeout=3600
+        )
         return dd.ModelConfig(
             alias=alias, model=spec["model"], provider="local", inference_parameters=parameters, skip_health_check=True
         )
