@@ -9,7 +9,9 @@ here changes every id ever written, so it never changes: a new scheme gets a new
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -55,6 +57,12 @@ def id_of_parts(parts: Iterable[bytes]) -> str:
     for part in parts:
         digest.update(part)
     return ID_PREFIX + digest.hexdigest()
+
+
+def id_of_file(path: Path) -> str:
+    """Return the content id of a file's bytes, read piece by piece."""
+    with path.open("rb") as file:
+        return id_of_parts(iter(partial(file.read, 1 << 20), b""))
 
 
 def id_of_json(tag: str, content: bytes) -> str:

@@ -151,16 +151,16 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     return n_rows
 
 
-def phase_rows(run: RunView, phase: str, method: str) -> list[dict[str, Any]]:
-    """Return the rows a phase trains on as they stand now."""
+def phase_rows(run: RunView, phase: str, method: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows a phase trains on as they stand now."""
     if method == "sft":
-        return list(sft_rows(run, phase))
-    if method in SAMPLING:
-        return list(prompt_rows(run, "train"))
-    ended = [end for end in run.ended(phase) if end.admission.pair is not None]
-    if method == "reward":
-        return [row(end.admission.pair) | _origin(end, end.admission.pair) for end in ended]
-    return [row(end.admission.pair) for end in ended]
+        yield from sft_rows(run, phase)
+    elif method in SAMPLING:
+        yield from prompt_rows(run, "train")
+    else:
+        for end in run.ended(phase):
+            if (pair := end.admission.pair) is not None:
+                yield row(pair) | (_origin(end, pair) if method == "reward" else {})
 
 
 def _origin(end: Ended, pair: PreferencePair) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def prompt_rows(run: RunView, side: str) -> Iterator[dict[str, Any]]:
 
 def rows_id(rows: Iterable[dict[str, Any]]) -> str:
     """Return the content id of rows: what a checkpoint names as the set it was trained on."""
-    return canon.id_of_bytes(b"".join(canon.dumps(r) + b"\n" for r in rows))
+    return canon.id_of_parts(canon.dumps(r) + b"\n" for r in rows)
 
 
 def stale_checkpoints(run: RunView) -> list[str]:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from cai.config import EngineSection, ModelSection
 from cai.engine import identity
 from cai.engine.identity import commit_of, model_identity, weights_of
 from cai.errors import UserError
+from cai.pipeline.serving import identity_of
 
 BIG = b"w" * (1 << 20)
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -106,3 +108,14 @@ def test_a_hub_id_that_nobody_knows_is_refused_before_anything_is_asked(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="some/other"):
         model_identity("some/other")
+
+
+def test_weights_that_are_named_are_the_same_wherever_they_are_served() -> None:
+    def identity_at(*urls: str, **named: str) -> str:
+        return identity_of(ModelSection(base_url=urls, **named), EngineSection())
+
+    pinned = {"served_name": "org/judge", "revision": COMMIT}
+    assert identity_at("http://a:1", **pinned) == identity_at("http://a:1", "http://b:2", **pinned)
+    assert identity_at("http://a:1", **pinned) != identity_at("http://a:1", **(pinned | {"revision": OTHER}))
+    for named in ({}, {"served_name": "org/judge"}, {"revision": "main"}):
+        assert identity_at("http://a:1", **named) != identity_at("http://b:2", **named)

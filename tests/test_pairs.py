@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cai import canon, pairs
 from cai.config import PairsSection
 from cai.pairs import sft_rows
 from cai.records import Comparison, Critique, Message, Prompt, Response, Revision
@@ -14,7 +16,7 @@ from cai.stages.admit import Accounting, Arms, Gate, total
 from cai.stages.settle import Settled
 from cai.store import schema
 from cai.store.store import Store
-from cai.trail import RunView
+from cai.trail import Ended, RunView
 from tests import runs
 
 PROMPT = Prompt(messages=(Message(role="user", content="Say something."),))
@@ -133,3 +135,27 @@ def test_sft_rows_are_clean_revisions(tmp_path: Path) -> None:
     store.close()
     assert [row["completion"] for row in sft_rows(RunView(run.folder), "sl")] == [texts["clean"]]
     assert json.dumps(list(sft_rows(RunView(run.folder), "sl"))) == json.dumps(list(sft_rows(run, "sl")))
+
+
+@pytest.mark.parametrize("method", ["dpo", "reward"])
+def test_rows_of_a_training_come_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """A phase's comparisons, each with all its decisions, are never held together."""
+    runs.write_inputs(tmp_path, n_prompts=8)
+    run = RunView(runs.run_json(runs.write_config(tmp_path, runs.config(tmp_path)))["run"])
+    taken, ended = [], run.ended
+
+    def counted(phase: str) -> Iterator[Ended]:
+        for end in ended(phase):
+            taken.append(end)
+            yield end
+
+    monkeypatch.setattr(run, "ended", counted)
+    rows = pairs.phase_rows(run, "walk", method)
+    next(rows)
+    assert len(taken) < 10
+    n_rows = 1 + sum(1 for _ in rows)
+    assert n_rows > 5 and len(taken) > 20
+    path = tmp_path / "rows.jsonl"
+    assert pairs.write_jsonl(path, pairs.phase_rows(run, "walk", method)) == n_rows
+    assert canon.id_of_file(path) == pairs.rows_id(pairs.phase_rows(run, "walk", method))
+    assert canon.id_of_file(path) == canon.id_of_bytes(path.read_bytes())

@@ -163,7 +163,8 @@ class Tokens:
             self._cut_is_exact = cut == self._encode(whole[0], False)
         if not self._cut_is_exact or not all(self._cuts_cleanly(start, text) for text in whole):
             start = ""
-        ends = [self._ended(text[len(start) :], tuple(options)) for text in whole]
+        end = self._ended if start else self._end  # a whole prompt does not come again
+        ends = [end(text[len(start) :], tuple(options)) for text in whole]
         return Split(self._encode(start, False) if start else [], [ids for ids, _ in ends], [o for _, o in ends])
 
     def _rendered_group(self, head: Sequence[Turn], tails: Sequence[Sequence[Turn]]) -> tuple[str, list[str]]:
@@ -193,7 +194,7 @@ class Tokens:
     def _end(self, text: str, options: tuple[str, ...]) -> tuple[Sequence[int], Sequence[int]]:
         """Return the ids of a prompt's end, cut where the options begin to differ, and each option's token there."""
         if not options:
-            return self._encode_tail(text), ()
+            return tuple(self._encode(text, False)), ()
         gap = "" if not text or text[-1] in " \n(\"'" else " "
         ways = [self._encode(text + gap + option, False) for option in options]
         n = next((i for i, ids in enumerate(zip(*ways, strict=False)) if len(set(ids)) > 1), None)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal, Self
@@ -174,8 +173,7 @@ def sources_id(config: RunConfig, near: Path | None) -> dict[str, str]:
     for name in named:
         path = shipped.find(name, near=near)
         if path.is_file():
-            with path.open("rb") as file:
-                found[name] = canon.id_of_parts(iter(partial(file.read, 1 << 20), b""))
+            found[name] = canon.id_of_file(path)
     return found
 
 

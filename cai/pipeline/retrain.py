@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import islice
 from pathlib import Path
 
 from cai.config import SAMPLING
@@ -50,6 +51,6 @@ def show(folder: str, phase: str | None, n: int) -> list[str]:
         entry = run.manifest["phases"][name]["train"]
         if entry["method"] in SAMPLING:
             raise UserError(f"{folder}: phase '{name}' trains {entry['method']} on prompts alone; no rows to show")
-        rows = phase_rows(run, name, entry["method"])[:n]
+        rows = islice(phase_rows(run, name, entry["method"]), n)
         trusted = run.config.models.policy.trust_remote_code
         return [show_row(row, entry["method"], entry["base"], trust_remote_code=trusted) for row in rows]

@@ -221,6 +221,8 @@ def identity_of(section: ModelSection, engine: EngineSection) -> str:
         trained = Path(str(section.checkpoint))
         return "scripted:" + (model_identity(str(trained)) if trained.is_dir() else "") + _script(engine.args)
     if section.checkpoint is None:
+        if section.served_name and section.revision:  # says which weights these are, wherever they are served
+            return f"{section.served_name}@{section.revision}"
         return f"{section.served_name or 'served'}@{section.revision or 'unknown'} at {_hosts(section.base_url)}"
     trusted = section.trust_remote_code
     return model_identity(resolve(section.checkpoint), section.revision, trust_remote_code=trusted)
