@@ -96,7 +96,9 @@ class ModelSection(Section):
     tokenizer: str | None = None
     """Where the tokenizer is, if not at `checkpoint`. With `base_url` alone it lets prompts be counted here."""
     revision: str | None = None
-    """A hub revision (branch, tag or commit); None takes the default and records the commit."""
+    """A hub revision (branch, tag or commit); None takes the default and records the commit. Beside a `base_url`
+    whose checkpoint is not named, `served_name` and `revision` together say which weights are served: answers are then
+    reused when servers move or are added. Otherwise another set of addresses counts as another model."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the model is run where it is loaded. It may do anything: read it before. Its
     hash is part of the model's identity then."""
@@ -702,7 +704,8 @@ class RunConfig(Section):
     constitution: str
     """The constitution's YAML file."""
     templates: str | None = None
-    """A folder of prompt templates; None takes the shipped `prompts/`."""
+    """A folder of prompt templates, all of them; None takes `prompts/` here, else beside the config, else the shipped
+    one."""
     prompts: PromptsSection
     models: ModelsSection
     engine: EngineSection = EngineSection()

@@ -187,7 +187,7 @@ class Comparison(Record):
 
 
 class Question(Record):
-    """One principle as it is put to the judge; kept once, named by every judgment it led to."""
+    """One principle as it is put to the judge and read; kept once, named by every judgment it led to."""
 
     tag = "question"
 
@@ -201,6 +201,9 @@ class Question(Record):
     """How it was judged: `logprob`, `cot`, `score`, `rubric`, `reward_model`, `panel` or `check`."""
     judge: str
     """Identity of the judging model (name and revision), of every member for a panel; `code` for a check."""
+    settings_id: str
+    """Content id of the settings that decide beside all this what is asked and how a reply is read, such as the margin
+    of a tie; empty for a check. A setting put back finds the judgments that were made under it."""
 
 
 class Part(BaseModel):

@@ -21,7 +21,7 @@ from cai.constitution import Constitution
 from cai.engine.model import Reply
 from cai.errors import UserError
 from cai.manifest import kept_config
-from cai.records import Comparison, Decision, Prompt, Question, Response, Revision, kept, parse
+from cai.records import Comparison, Decision, Judgment, Prompt, Question, Response, Revision, kept, parse
 from cai.stages.admit import Accounting, Admission, Arms, Gate
 from cai.stages.judge import Bench, Seat
 from cai.stages.settle import Asked, Settled, settle
@@ -44,6 +44,12 @@ class Ended:
     decisions: tuple[Decision, ...]
     settled: Settled
     admission: Admission
+
+    @property
+    def standing(self) -> tuple[Decision, ...]:
+        """The decisions that count: what people did, and the judgments under the present text, judge and settings."""
+        counted = {id_ for vote in self.settled.votes for id_ in vote.judgment_ids}
+        return tuple(d for d in self.decisions if not isinstance(d, Judgment) or d.id in counted)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -109,6 +115,7 @@ class RunView:
             fence=Fence(b"reading"),
             judge_identity=self.manifest["models"]["judge"],
             seed=self.config.run.seed,
+            few_shot_id=self.manifest.get("few_shot", ""),
             seats=tuple(Seat(mode, identity) for mode, identity in self.manifest["models"].get("judges", ())),
         )
 

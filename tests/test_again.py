@@ -221,3 +221,97 @@ def test_prompts_stream_into_the_same_division(tmp_path: Path, limits: tuple[int
     streamed = list(divided.prompts("train"))
     assert divided.n_leaks == len(leaks) and [p for p in clean if p in streamed] == streamed
     assert len(streamed) == min(len(clean), limits[1] or 150)
+
+
+# -- settings and texts put back ---------------------------------------------------------------------------------------
+
+
+def go_on(folder: Path, *, check: int = 0, **changes: Any) -> dict[str, Any]:
+    """Run with a changed config in the same folder, accepting the change."""
+    path = runs.write_config(folder, runs.config(folder, **changes))
+    said = runs.cai("run", path, "--accept-changes", "--quiet", "--json", check=check)
+    return json.loads(said.stdout) if said.stdout else {}
+
+
+def audit_query(run: str, sql: str) -> list[dict[str, Any]]:
+    """Return the rows of a query."""
+    return json.loads(runs.cai("audit", "query", run, sql, "--limit", "100000", "--json").stdout)
+
+
+@pytest.mark.parametrize("setting", [{"tie_margin": 0.45}, {"max_outside_mass": 0.0001}, {"mode": "cot"}])
+def test_a_setting_put_back_brings_its_verdicts_back(folder: Path, setting: dict[str, Any]) -> None:
+    first = run(folder)
+    before = runs.exports(first["run"])
+    changed = go_on(folder, judge=setting)
+    assert runs.exports(first["run"]) != before
+    back = go_on(folder)
+    assert back["calls"]["made"] == 0 and runs.exports(first["run"]) == before
+    assert back["accounting"] == first["accounting"] != changed["accounting"]
+    assert verify(folder, check=0)["faults"] == []
+    replayed = json.loads(runs.cai("audit", "replay", first["run"], "--json").stdout)
+    assert replayed["differences"] == [] and replayed["not_replayable"] > 0
+    # Audits count what stands, and show the rest.
+    standing = {d.id for end in RunView(first["run"]).ended("walk") for d in end.standing}
+    rows = audit_query(first["run"], "SELECT decision_id, counts FROM decisions")
+    assert {row["decision_id"] for row in rows if row["counts"]} == standing and len(rows) > len(standing)
+    summary = json.loads(runs.cai("audit", "summary", first["run"], "--json").stdout)
+    assert sum(n for row in summary["verdicts"] for n in row["verdicts"].values()) == len(standing)
+
+
+@pytest.mark.parametrize(
+    ("setting", "cause"), [({"tie_margin": 0.45}, "settings"), ({"on_disagreement": "average"}, "fold rule")]
+)
+def test_what_turned_the_labels_is_named(folder: Path, setting: dict[str, Any], cause: str) -> None:
+    rule = ["--judge", "random"]
+    one = run(folder, "one", engine__args=rule)
+    other = run(folder, "other", engine__args=rule, judge=setting)
+    found = json.loads(runs.cai("audit", "compare", one["run"], other["run"], "--json").stdout)
+    assert found["flips"] and set(found["causes"]) == {cause}
+
+
+def test_an_edit_that_was_cut_short_and_taken_back_loses_nothing(folder: Path) -> None:
+    first = run(folder)
+    before = runs.exports(first["run"])
+    path = folder / "constitution.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("Write the answer again, kindly.", "Make it kind."), encoding="utf-8")
+    go_on(folder, check=3, budget={"calls": first["calls"]["made"] + 5})
+    path.write_text(text, encoding="utf-8")
+    back = go_on(folder)
+    assert back["calls"]["made"] == 0 and back["accounting"] == first["accounting"]
+    assert runs.exports(first["run"]) == before
+    assert verify(folder, check=0)["faults"] == []
+
+
+@pytest.mark.parametrize("gone", ["pairs.jsonl", "provenance.jsonl"])
+def test_a_finished_run_whose_export_is_gone_is_not_done(folder: Path, gone: str) -> None:
+    said = run(folder)
+    before = runs.exports(said["run"])
+    (Path(said["run"]) / gone).unlink()
+    assert run(folder)["calls"]["made"] == 0
+    assert runs.exports(said["run"]) == before
+
+
+# -- what a server left without an answer ------------------------------------------------------------------------------
+
+SHORT = {"phases": [{"name": "walk", "samples": 2, "pairs": ["samples"]}], "respond__max_tokens": 200}
+
+
+def test_judgments_beyond_the_context_are_asked_for_again_once_it_is_longer(folder: Path) -> None:
+    said = run(folder, **SHORT, engine__max_model_len=1000)
+    invalid = [d.reason for end in RunView(said["run"]).ended("walk") for d in end.standing if d.verdict == "invalid"]
+    assert set(invalid) == {"too_long"} and len(invalid) > 8
+    # A run beside it is not lent what nobody has answered.
+    beside = run(folder, "beside", **SHORT, run__reuse=True)
+    assert beside["by_kind"]["made"]["score"] == len(invalid) and beside["accounting"] != said["accounting"]
+    again = json.loads(
+        runs.cai("retry", said["run"], "engine.max_model_len=16384", "--failed", "--quiet", "--json").stdout
+    )
+    assert again["by_kind"]["made"] == {"score": len(invalid)} and again["accounting"] == beside["accounting"]
+    assert runs.exports(said["run"])[0] == runs.exports(beside["run"])[0]
+    runs.run_json(folder / "run.yaml", "engine.max_model_len=16384")
+    found = runs.cai("run", folder / "run.yaml", "engine.max_model_len=16384", "--verify", "--quiet", "--json")
+    assert json.loads(found.stdout)["faults"] == []
+    assert json.loads(runs.cai("audit", "verify", said["run"], "--json").stdout)["findings"] == []
+    nothing = runs.cai("retry", said["run"], "--failed", check=2)
+    assert "no judgment is invalid through its server" in nothing.stderr

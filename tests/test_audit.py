@@ -504,20 +504,14 @@ def test_mcnemar_is_that_of_statsmodels(counts: tuple[int, int]) -> None:
 
 def test_compare_tells_apart_what_turns_a_label(tmp_path: Path) -> None:
     base = make_run(tmp_path / "base", n_train=12, n_held_out=2)
-    heavier, wider, other = (tmp_path / name for name in ("heavier", "wider", "other"))
-    for folder in (heavier, wider):
-        shutil.copytree(base, folder)
-    for folder, file, before, after in (
-        (heavier, "constitution.yaml", "weight: 2.0", "weight: 90.0"),
-        (wider, "config.yaml", "tie_margin: 0.01", "tie_margin: 0.3"),
-    ):
-        text = (folder / file).read_text()
-        assert before in text
-        (folder / file).write_text(text.replace(before, after))
+    heavier, other = tmp_path / "heavier", tmp_path / "other"
+    shutil.copytree(base, heavier)
+    text = (heavier / "constitution.yaml").read_text()
+    assert "weight: 2.0" in text
+    (heavier / "constitution.yaml").write_text(text.replace("weight: 2.0", "weight: 90.0"))
     make_run(other, n_train=12, n_held_out=2, judge="always-a")
-    causes = {f.name: compare(RunView(base), RunView(f))["causes"] for f in (heavier, wider, other)}
-    assert set(causes["heavier"]) == {"weight"} and set(causes["wider"]) == {"fold rule"}
-    assert set(causes["other"]) == {"sampling"}
+    causes = {f.name: compare(RunView(base), RunView(f))["causes"] for f in (heavier, other)}
+    assert set(causes["heavier"]) == {"weight"} and set(causes["other"]) == {"sampling"}
     shutil.copy(heavier / "constitution.yaml", other / "constitution.yaml")
     assert set(compare(RunView(base), RunView(other))["causes"]) == {"sampling", "weight"}
 

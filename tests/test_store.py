@@ -13,6 +13,7 @@ from cai.engine.model import Reply
 from cai.errors import StoreError
 from cai.records import Judgment, Message, Override, Prompt
 from cai.store import ledger, schema
+from cai.store import store as store_module
 from cai.store.store import Store
 
 
@@ -191,3 +192,34 @@ def test_reply_ids_are_hashes_of_what_is_kept(store: Store) -> None:
     assert kept.reply_id == reply_id == same == canon.id_of_bytes(kept.content.encode())
     assert kept.reply() == Reply(logprobs={"A": -0.5}, server="one")
     store.close()
+
+
+def test_what_is_put_together_is_committed_together(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_BATCH_ROWS", 1)
+    batches: list[set[str]] = []
+    commit = store_module._commit
+
+    def noted(connection: sqlite3.Connection, items: list[tuple[str, list[object]]]) -> None:
+        batches.append({table for table, _ in items})
+        commit(connection, items)
+
+    monkeypatch.setattr(store_module, "_commit", noted)
+    prompt = a_prompt("Why?")
+    for i in range(20):
+        with store.together():
+            store.put_record(prompt, prompt_id=prompt.id, phase=f"p{i}")
+            store.put_decisions([judgment(i)])
+            store.put_walk(f"p{i}", prompt.id, "inputs", "done")
+    store.close()
+    assert [batch for batch in batches if batch & {"records", "ledger", "walks"}] == [
+        {"records", "ledger", "walks"}
+    ] * 20
+
+
+def test_what_fails_on_the_way_puts_nothing(store: Store) -> None:
+    with pytest.raises(RuntimeError), store.together():
+        store.put_decisions([judgment(1)])
+        raise RuntimeError
+    store.put_decisions([judgment(2)])
+    store.close()
+    assert ledger.of_comparison(schema.connect(store.path, readonly=True), "c") == [judgment(2)]

@@ -176,9 +176,9 @@ def _why(one: RunView, other: RunView, a: Ended, b: Ended, mine: Vote | None, yo
         return ["not decided in one run"]
     found = ["weight"] if mine.weight != yours.weight else []
     if _evidence(a, mine) == _evidence(b, yours):
-        # The same readings: what reads them differs, such as `judge.tie_margin` or `judge.on_disagreement`.
+        # The same readings: what folds them differs, such as `judge.on_disagreement`.
         return [*found, "fold rule"] if _said(mine) != _said(yours) or not found else found
-    parts = {"text": "text_id", "template": "template_id", "model": "judge", "mode": "mode"}
+    parts = {"text": "text_id", "template": "template_id", "model": "judge", "mode": "mode", "settings": "settings_id"}
     differ = [name for name, field in parts.items() if getattr(ours, field) != getattr(theirs, field)]
     return found + (differ or ["sampling"])
 

@@ -41,10 +41,11 @@ class Effects:
             self._prompt_id = end.prompt.id
         known = _sign(*words), _sign(*lists), int(end.comparison.source == "revision")
         # Modes that grade each answer by itself are asked once: no answer stands first.
-        ordered = {d.question_id for d in end.decisions if isinstance(d, Judgment) and d.order == "ba"}
+        standing = [d for d in end.standing if isinstance(d, Judgment)]
+        ordered = {judgment.question_id for judgment in standing if judgment.order == "ba"}
         by_question: dict[str, list[Judgment]] = {}
-        for judgment in end.decisions:
-            if isinstance(judgment, Judgment) and judgment.verdict in ("a", "b"):
+        for judgment in standing:
+            if judgment.verdict in ("a", "b"):
                 question = self._questions.get(judgment.question_id)
                 if question is not None and question.mode != "check":
                     by_question.setdefault(question.id, []).append(judgment)

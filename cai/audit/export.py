@@ -137,7 +137,7 @@ def _annotated(run: RunView, views: Views) -> dict[str, Any]:
     told: dict[str, dict[str, Any]] = {id_: {"effective": _pref(r["label"], r["state"])} for id_, r in pairs.items()}
     for row in views.query("SELECT * FROM votes").dicts():
         told[row["pair_id"]][f"principle:{row['principle_id']}"] = _pref(row["label"], row["stand"])
-    for row in views.query("SELECT * FROM decisions WHERE mode <> 'check'").dicts():
+    for row in views.query("SELECT * FROM decisions WHERE counts AND mode <> 'check' ORDER BY seq").dicts():
         if row["pair_id"] in told:
             name = f"judge:{row['principle_id']}:{row['order']}"
             about = f"{row['judge']}, '{row['principle_id']}', order {row['order']}"

@@ -48,14 +48,14 @@ QUESTIONS: dict[str, Question] = {
                 wilson_low(sum(flipped), count(*)) AS low, wilson_high(sum(flipped), count(*)) AS high,
                 group_concat(CASE WHEN flipped THEN substr(pair_id, 1, 15) END, ' ') AS flipped_pairs
             FROM (SELECT pair_id, principle_id, max(verdict = 'a') AND max(verdict = 'b') AS flipped
-                FROM decisions GROUP BY pair_id, question_id HAVING count(DISTINCT "order") = 2)
+                FROM decisions WHERE counts GROUP BY pair_id, question_id HAVING count(DISTINCT "order") = 2)
             GROUP BY principle_id ORDER BY rate DESC""",
         ),
         Question(
             "principles-decide",
             3,
             "How often does each principle decide, and for the longer, listed, first shown, revised answer?",
-            """WITH first AS (SELECT principle_id, avg(picked_first) AS share FROM decisions GROUP BY principle_id)
+            """WITH first AS (SELECT principle_id, avg(picked_first) AS share FROM decisions WHERE counts GROUP BY 1)
             SELECT v.principle_id, count(*) AS due, sum(v.stand = 'votes') AS votes,
                 avg(v.stand = 'votes') AS votes_rate,
                 avg(CASE WHEN v.label IN ('a', 'b') AND p.words_a <> p.words_b
@@ -100,7 +100,7 @@ QUESTIONS: dict[str, Question] = {
                 FROM (SELECT m.decision_id, m.name AS member, m.value, d.verdict,
                         CASE WHEN m.value > 0.5 THEN 'a' WHEN m.value < 0.5 THEN 'b' END AS side
                     FROM parts m JOIN decisions d ON d.pair_id = m.pair_id AND d.decision_id = m.decision_id
-                    WHERE d.mode = 'panel' AND ltrim(m.name, '0123456789') LIKE ' %')
+                    WHERE d.counts AND d.mode = 'panel' AND ltrim(m.name, '0123456789') LIKE ' %')
                 WINDOW decision AS (PARTITION BY decision_id))
             GROUP BY member ORDER BY member""",
         ),
@@ -109,7 +109,7 @@ QUESTIONS: dict[str, Question] = {
             5,
             "Which verdicts are invalid, by cause; and which prompts got none, such as those too long?",
             """SELECT reason, principle_id, count(*) AS n, min(decision_id) AS example, min(raw_reply) AS example_reply
-            FROM decisions WHERE verdict IN ('invalid', 'refused') GROUP BY reason, principle_id
+            FROM decisions WHERE counts AND verdict IN ('invalid', 'refused') GROUP BY reason, principle_id
             UNION ALL
             SELECT 'no verdict: ' || coalesce(detail, 'no reason was kept'), NULL, count(*), min(prompt_id), NULL
             FROM walks WHERE state = 'failed' GROUP BY 1 ORDER BY n DESC""",
@@ -121,7 +121,7 @@ QUESTIONS: dict[str, Question] = {
             """SELECT * FROM (
             SELECT 'close decision' AS why, pair_id, phase, principle_id, "order", p_a, verdict AS judge_label,
                 NULL AS label, NULL AS label_source, decision_id
-            FROM decisions WHERE mode <> 'check' AND abs(p_a - 0.5) < 0.1
+            FROM decisions WHERE counts AND mode <> 'check' AND abs(p_a - 0.5) < 0.1
             UNION ALL
             SELECT CASE WHEN abs(judge_p_a - 0.5) < 0.1 THEN 'close label' ELSE 'overturned' END, pair_id, phase, NULL,
                 NULL, judge_p_a, judge_label, label, label_source, NULL
@@ -220,7 +220,8 @@ QUESTIONS: dict[str, Question] = {
             "Which answers speak to the judge, and did the judge follow?",
             """WITH looked AS MATERIALIZED (SELECT pair_id, injection(a) AS in_a, injection(b) AS in_b FROM pairs),
             flagged AS MATERIALIZED (
-                SELECT pair_id, group_concat(DISTINCT flag) AS flags FROM decisions WHERE flag IS NOT NULL GROUP BY 1)
+                SELECT pair_id, group_concat(DISTINCT flag) AS flags FROM decisions
+                WHERE counts AND flag IS NOT NULL GROUP BY 1)
             SELECT p.pair_id, p.phase, l.in_a, l.in_b, f.flags, p.judge_label,
                 CASE WHEN l.in_a <> l.in_b THEN p.judge_label = CASE WHEN l.in_a THEN 'a' ELSE 'b' END END AS followed
             FROM pairs p JOIN looked l USING (pair_id) LEFT JOIN flagged f USING (pair_id)
@@ -235,7 +236,7 @@ QUESTIONS: dict[str, Question] = {
                 wilson_high(sum(named), sum(named IS NOT NULL)) AS high
             FROM (SELECT DISTINCT d.pair_id, d.flag, CASE WHEN d.flag LIKE '% in a' THEN p.judge_label = 'a'
                     WHEN d.flag LIKE '% in b' THEN p.judge_label = 'b' END AS named
-                FROM decisions d JOIN pairs p USING (pair_id) WHERE d.flag IS NOT NULL) GROUP BY flag
+                FROM decisions d JOIN pairs p USING (pair_id) WHERE d.counts AND d.flag IS NOT NULL) GROUP BY flag
             UNION ALL
             SELECT 'question', 'told ' || told, count(*), count(named), avg(named = told),
                 wilson_low(sum(named = told), count(named)), wilson_high(sum(named = told), count(named))

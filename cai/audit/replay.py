@@ -65,6 +65,8 @@ def _again(run: RunView, end: Ended, judgment: Judgment, principles: dict[str, P
 def _made(
     run: RunView, end: Ended, judgment: Judgment, question: Question, principles: dict[str, Principle]
 ) -> Judgment | str | None:
+    if question.settings_id not in ("", run.bench.settings_id):
+        return None  # made under other settings, which the run no longer has
     principle = principles.get(question.text_id)
     if question.mode == "check":
         case = Case(end.comparison, end.prompt, end.arms[0].text, end.arms[1].text)

@@ -94,6 +94,7 @@ def _arm(arm: dict[str, Any], most: int | None, depth: int) -> Iterator[str]:
 def _decision(decision: dict[str, Any], most: int | None) -> Iterator[str]:
     principle = decision.get("principle") or {"id": "?", "line": None}
     mark = " <- asked about" if decision.get("asked_about") else ""
+    mark += "" if decision["counts"] else " (no longer counts: asked or read in another way than the run has now)"
     p_a = "" if decision["p_a"] is None else f", p_a {decision['p_a']:.4f}"
     reason = f" ({decision['reason']})" if decision["reason"] else ""
     yield f"  {decision['id']}{mark}"

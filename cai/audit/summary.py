@@ -38,7 +38,7 @@ def _summary(run: RunView, views: Views) -> dict[str, Any]:
         judged.add(end, look.words)
         effects.add(end, *look)
         margins["labels"] += end.settled.label_source == "judge" and _is_close(end.settled.p_a)
-        for d in end.decisions:
+        for d in end.standing:
             if isinstance(d, Judgment) and d.question_id in run.questions:
                 question = run.questions[d.question_id]
                 by_order[question.principle_id, d.order, d.verdict] += 1

@@ -55,6 +55,7 @@ VIEWS = {
 _UNORDERED = "('check', 'score', 'rubric', 'reward_model')"
 """Modes in which neither answer stands before the other."""
 _SQL = f"""
+CREATE TEMP TABLE present (question_id TEXT PRIMARY KEY);
 CREATE TEMP VIEW decisions AS
 SELECT l.id AS decision_id, l.seq, l.hash AS row_hash, l.subject AS pair_id, c.prompt_id, c.phase,
     json_extract(l.body, '$.order') AS "order", json_extract(q.body, '$.principle_id') AS principle_id,
@@ -66,6 +67,11 @@ SELECT l.id AS decision_id, l.seq, l.hash AS row_hash, l.subject AS pair_id, c.p
         THEN NULL
         ELSE substr(json_extract(l.body, '$.order'), 1, 1) = json_extract(l.body, '$.verdict') END AS picked_first,
     json_extract(l.body, '$.reason') AS reason, json_extract(l.body, '$.flag') AS flag,
+    p.question_id IS NOT NULL AND c.phase NOT LIKE '% (superseded)'
+        AND (json_extract(l.body, '$.verdict') <> 'invalid' OR NOT EXISTS (
+            SELECT 1 FROM store.ledger n WHERE n.subject = l.subject AND n.tag = 'judgment' AND n.seq > l.seq
+            AND json_extract(n.body, '$.question_id') = q.id
+            AND json_extract(n.body, '$.order') = json_extract(l.body, '$.order'))) AS counts,
     json_extract(l.body, '$.question_id') AS question_id, json_extract(q.body, '$.mode') AS mode,
     json_extract(q.body, '$.judge') AS judge, json_extract(q.body, '$.text_id') AS text_id,
     json_extract(q.body, '$.template_id') AS template_id, json_extract(l.body, '$.call_key') AS call_key,
@@ -80,6 +86,7 @@ SELECT l.id AS decision_id, l.seq, l.hash AS row_hash, l.subject AS pair_id, c.p
 FROM store.ledger l
 LEFT JOIN store.records c ON c.id = l.subject
 LEFT JOIN store.records q ON q.id = json_extract(l.body, '$.question_id')
+LEFT JOIN present p ON p.question_id = q.id
 LEFT JOIN store.calls k ON k.key = json_extract(l.body, '$.call_key')
 WHERE l.tag = 'judgment';
 
@@ -277,7 +284,8 @@ class Views:
         define("normal", 1, lambda text: " ".join(re.findall(r"\w+", (text or "").lower())))
 
     def _fill_small(self) -> None:
-        constitution = self.run.constitution
+        constitution, bench = self.run.constitution, self.run.bench
+        self._insert("present", [(bench.question(p).id,) for p in constitution.principles])
         for position, p in enumerate(constitution.principles, 1):
             domains = ",".join(p.domains) if p.domains else None
             judged_by = "judge" if p.check is None else "code"

@@ -92,7 +92,9 @@ def of_pair(run: RunView, comparison_id: str, decision: str | None = None) -> di
         "prompt": _prompt(end.prompt),
         "arms": arms,
         "decisions": [
-            _judgment(run, d, texts) | ({"asked_about": True} if d.id == decision else {})
+            _judgment(run, d, texts)
+            | {"counts": d in end.standing}
+            | ({"asked_about": True} if d.id == decision else {})
             for d in end.decisions
             if isinstance(d, Judgment)
         ],

@@ -241,7 +241,8 @@ def _replayed(found: dict[str, Any]) -> Iterator[str]:
         f"{found['pairs']:,} pairs folded again: {len(found['differences'])} differences"
     )
     if found["not_replayable"]:
-        yield f"not replayable: {found['not_replayable']:,} (their principle's text is no longer in the run)"
+        why = "their principle's text, or the settings they were read under, are no longer the run's"
+        yield f"not replayable: {found['not_replayable']:,} ({why})"
     if found["differences"]:
         rows = [[d["where"], d["name"], d["what"]] for d in found["differences"][:200]]
         yield table(rows, head=("where", "name", "difference"))

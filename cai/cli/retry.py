@@ -1,4 +1,4 @@
-"""`cai retry`: ask again about the prompts of a run that failed."""
+"""`cai retry`: ask again about the prompts of a run that failed or that its server left without judgments."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def add(commands: Any) -> None:
     parser = add_command(
         commands,
         "retry",
-        "ask again about the prompts of a run that failed, and about nothing else",
-        "cai retry runs/mine --failed\n  cai retry runs/mine engine.retries=20 --failed",
+        "ask again about the prompts of a run that failed, and for judgments that its server left invalid",
+        "cai retry runs/mine --failed\n  cai retry runs/mine engine.max_model_len=8192 --failed",
     )
     parser.add_argument("run", help="the run's folder")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="override what changes no answer: engine, budget")

@@ -220,6 +220,22 @@ def request_key(description: dict[str, Any]) -> str:
     return canon.content_id("call", description)
 
 
+ASKED_AGAIN = frozenset(
+    {"too_long", "no_probabilities", "not_probabilities", "wrong_number_of_choices", "wrong_indices", "no_text"}
+)
+"""Errors that lie with the server or its settings and not with what the model said: a mended server, or a longer
+context, may answer. Such a reply is kept, but it is not reused: the next walk asks again (`next_try`)."""
+
+
+def next_try(request: bytes) -> bytes:
+    """Return a request (canonical JSON) as it is asked again after a reply that is not reused, under a key of its own.
+
+    So both replies are kept, and a judgment names the one it was read from.
+    """
+    description = canon.loads(request)
+    return canon.dumps(description | {"try": description.get("try", 0) + 1})
+
+
 def key_of(request: bytes) -> str:
     """Return the key of a request in canonical JSON."""
     return canon.id_of_json("call", request)

@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from cai.pipeline.serving import Fleet, Lazy, identity_of
 from cai.records import Prompt
 from cai.review import gate
 from cai.stages.admit import total
-from cai.stages.judge import Bench
+from cai.stages.judge import Bench, text_id_of
 from cai.stages.walk import Walk, Walked
 from cai.store import ledger, schema, seal
 from cai.store.calls import Recorded, Siblings
@@ -84,10 +85,14 @@ class Conductor:
         meter: Meter,
         accept_changes: bool = False,
         from_folder: bool = False,
+        again: frozenset[tuple[str, str]] = frozenset(),
     ) -> None:
-        """With `from_folder` the run goes on from its own copies of constitution, templates and prompts."""
+        """With `from_folder` the run goes on from its own copies of constitution, templates and prompts.
+
+        `again` names walks (phase, prompt) that are gone through once more though they are done.
+        """
         self.config, self.meter, self.near = config, meter, near
-        self._from_folder = from_folder
+        self._from_folder, self._once_more = from_folder, again
         self.folder = Path(config.run.dir)
         self._accept = accept_changes
         self._clock = Clock()
@@ -116,6 +121,7 @@ class Conductor:
             templates = Templates(shipped.find(config.templates or "prompts", near=self.near))
         edited_text = constitution.load(text_path)  # every problem is told before the folder is touched
         edited_text.ensure_allowed()
+        few_shot = text_id_of(self._few_shot)
         self.manifest = Manifest(folder)
         if not self._from_folder:
             self.manifest.tree |= {"sources": sources_id(config, self.near), "places": places(config, self.near)}
@@ -136,6 +142,7 @@ class Conductor:
             config_id=id_of(config.model_dump(mode="json")),
             constitution={"path": config.constitution, "id": self.constitution.id, "name": self.constitution.name},
             templates=self.templates.ids,
+            few_shot=few_shot,
             models={
                 "policy": identity_of(policy, config.engine),
                 "judge": identity_of(judge, config.engine),
@@ -145,13 +152,17 @@ class Conductor:
             versions=_versions(),
         )
 
+    @cached_property
+    def _few_shot(self) -> str:
+        return fewshot.for_judge(self.config.judge.few_shot, near=self.near)
+
     def _inputs(self) -> dict[str, Any]:
         return {key: self.manifest[key] for key in ("config_id", "constitution", "templates", "models", "sources")}
 
     def _finished(self) -> Result | None:
         """Return the result of a run that is done and has no new decisions, without opening anything heavy."""
         done = self.manifest["done"]
-        if not done or done["inputs"] != self._inputs():
+        if not done or done["inputs"] != self._inputs() or done["files"] != self._files():
             return None
         with RunView(self.folder) as run:
             head = ledger.head(run.connection)
@@ -160,6 +171,16 @@ class Conductor:
         self.meter.note("nothing to do: this run is finished and nothing it was made from has changed")
         kept = done["result"]
         return Result(**(kept | {"calls": {"made": 0, "reused": 0}, "by_kind": {}, "timings": []}))
+
+    def _files(self) -> dict[str, int | None]:
+        """Return the size in bytes of every file that a finished run has to show; None for one that is not there."""
+        pairs_file = self.folder / "pairs.jsonl"
+        trained = [turn.name for turn in self.turns() if turn.phase.train != "none"]
+        named = [training.checkpoint_dir(self.folder, name) / "checkpoint.json" for name in trained]
+        return {
+            str(path.relative_to(self.folder)): path.stat().st_size if path.exists() else None
+            for path in (pairs_file, pairs.provenance_path(pairs_file), *named)
+        }
 
     # -- the work ----------------------------------------------------------------------------------------------------
 
@@ -240,7 +261,7 @@ class Conductor:
             fence=Fence.beside(self.folder),
             judge_identity=judge.identity,
             seed=self.config.run.seed,
-            few_shot=fewshot.for_judge(self.config.judge.few_shot, near=self.near),
+            few_shot=self._few_shot,
             seats=judges.seats(self.config, self.fleet, self.meter, judge, self._recorded),
         )
         return self._bench
@@ -269,26 +290,34 @@ class Conductor:
 
             async def one(prompt: Prompt) -> None:
                 before = self.store.walk_state(name, prompt.id)
-                if before != (inputs_id, "done"):
-                    if before is not None and before[0] != inputs_id:
-                        self.store.supersede(name, prompt.id)
-                    await self._one(prompt, name, walk, inputs_id, stage)
+                if before != (inputs_id, "done") or (name, prompt.id) in self._once_more:
+                    anew = before is not None and before[0] != inputs_id
+                    await self._one(prompt, name, walk, inputs_id, stage, anew=anew)
                 stage.done += 1
 
             await for_each(self.store.prompts(side), one, in_flight=self.config.engine.prompts_in_flight)
 
-    async def _one(self, prompt: Prompt, name: str, walk: Any, inputs_id: str, stage: Stage) -> None:
+    async def _one(self, prompt: Prompt, name: str, walk: Any, inputs_id: str, stage: Stage, *, anew: bool) -> None:
+        """Walk one prompt and keep what comes of it; `anew` where a walk with other inputs was kept before."""
         try:
             walked: Walked = await walk(prompt)
         except RejectedError as error:
             stage.failed += 1
-            self.store.put_walk(name, prompt.id, inputs_id, "failed", str(error))
+            with self.store.together():
+                if anew:
+                    self.store.supersede(name, prompt.id)
+                self.store.put_walk(name, prompt.id, inputs_id, "failed", str(error))
             self._check_failures(stage, str(error))
         else:
-            for record in walked.written:
-                self.store.put_record(record, prompt_id=prompt.id, phase=name)
-            self.store.put_decisions(walked.judgments)
-            self.store.put_walk(name, prompt.id, inputs_id, "done")
+            # In one transaction with what it takes the place of: a stop in between would leave a prompt with parts of
+            # two walks, or with a walk that is done and has no records.
+            with self.store.together():
+                if anew:
+                    self.store.supersede(name, prompt.id)
+                for record in walked.written:
+                    self.store.put_record(record, prompt_id=prompt.id, phase=name)
+                self.store.put_decisions(walked.judgments)
+                self.store.put_walk(name, prompt.id, inputs_id, "done")
         self.store.put_meta(_SESSION, json.dumps(self._session()))
         await self.store.committed()
 
@@ -316,9 +345,9 @@ class Conductor:
             further = await rewarding.further(self, turn, judge)
             done = await training.train(self.config, folder, turn.name, method, rows, base, self.meter, n_rows, further)
             await self._make_room()  # a judge that slept beside the training is started afresh when it is asked
-        elif done["rows_id"] != canon.id_of_bytes(rows.read_bytes()):
+        elif done["rows_id"] != canon.id_of_file(rows):
             stale.append(str(out))
-            self.meter.note(f"{out} is stale: its rows have changed since; remove it and run again to train anew")
+            self.meter.note(f"{out} is stale: its rows have changed since; `cai train {folder}` trains anew")
         self.manifest["phases"][turn.name] |= {"state": "trained", "train": done}
         self.manifest.save()
         if method == "reward":
@@ -370,6 +399,7 @@ class Conductor:
             "inputs": self._inputs(),
             "head": [head.count, head.hash],
             "rows": counts,
+            "files": self._files(),
             "result": result.as_dict(),
         }
         self.manifest.save(done=done)

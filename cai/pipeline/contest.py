@@ -30,7 +30,7 @@ from cai.pipeline.meter import Meter
 from cai.pipeline.serving import Fleet, Lazy, identity_of
 from cai.records import Prompt, Question, Response
 from cai.stages.compare import compare_policies
-from cai.stages.judge import Bench, judge
+from cai.stages.judge import Bench, judge, text_id_of
 from cai.stages.judge.bench import judges_in_words
 from cai.stages.respond import opening, respond
 from cai.stages.walk import sampling_of
@@ -126,6 +126,7 @@ class Contest:
             config_id=id_of(config.model_dump(mode="json")),
             constitution={"path": suite.constitution, "id": self.constitution.id, "name": self.constitution.name},
             templates=templates.ids,
+            few_shot=text_id_of(fewshot.for_judge(suite.judge.few_shot, near=entry.near)),
             models={"policy": self.identities[0], "judge": self._judge_identity, **sitting},
             policies=policies,
             prompts={

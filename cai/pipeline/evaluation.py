@@ -63,7 +63,8 @@ async def compare(conductor: Conductor, before: Recorded, after: Recorded, judge
         [
             before.identity,
             after.identity,
-            judge.identity,
+            bench.judges,
+            bench.settings_id,
             conductor.manifest["constitution"]["id"],
             config.judge.model_dump(exclude={"check"}),
             config.evaluate.samples,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,8 @@ class _Unsaved(Manifest):
 class _Overlay:
     """A store that reads what an earlier session of the same run has kept and forgets what is put."""
 
+    is_final = False
+
     def __init__(self, folder: Path, divided: Divided) -> None:
         path = folder / "store.sqlite"
         self.divided = divided
@@ -129,6 +131,9 @@ class _Overlay:
 
     async def committed(self) -> None:
         pass
+
+    def together(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def _forget(self, *_: Any, **__: Any) -> None:
         pass

@@ -70,8 +70,8 @@ def _able(run: RunView) -> list[str]:
 
 
 def _stands(run: RunView, question: Question) -> bool:
-    """Return whether a question was put to the judge of the present config, and can still be read."""
-    if question.judge != run.bench.judges:
+    """Return whether a question was put to the judge of the present config as it is set, and can still be read."""
+    if (question.judge, question.settings_id) != (run.bench.judges, run.bench.settings_id):
         return False
     by_weights = any(seat.mode == "rubric" for seat in run.bench.seated(None))
     return not by_weights or question.id in {run.bench.question(p).id for p in run.constitution.principles}

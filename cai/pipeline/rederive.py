@@ -38,6 +38,8 @@ class NotKept(CaiError):
 class KeptOnly:
     """A store that only reads. What would be written is looked up instead; what is not there is a fault."""
 
+    is_final = True
+
     def __init__(self, connection: sqlite3.Connection, faults: Faults) -> None:
         self.connection = connection
         self._faults = faults

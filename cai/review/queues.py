@@ -79,7 +79,7 @@ class Strata:
 
 def _fitting(end: Ended) -> list[str]:
     """Return the strata that a comparison fits by itself, in their order."""
-    judgments = [d for d in end.decisions if isinstance(d, Judgment)]
+    judgments = [d for d in end.standing if isinstance(d, Judgment)]
     voting = [v for v in end.settled.votes if v.stand == "votes" and v.p_a is not None]
     winners = {v.p_a > 0.5 for v in voting if not v.is_tie and v.p_a is not None}
     weight = sum(v.weight for v in voting)

@@ -63,6 +63,7 @@ class Walk:
             "seed": self.seed,
             "policy": self.policy.identity,
             "judge": self.judge.identity,
+            "judges": self.bench.judges,
             "templates": self.bench.templates.ids,
             "principles": [
                 p.model_dump(mode="json", exclude={"tests", "origin"}) | p.part_ids for p in self.bench.principles

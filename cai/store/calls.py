@@ -9,13 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cai import canon
-from cai.engine.model import Generate, Likelihood, Model, Reply, Reward, ScoreGroup, Scorer, key_of
+from cai.engine.model import (
+    ASKED_AGAIN,
+    Generate,
+    Likelihood,
+    Model,
+    Reply,
+    Reward,
+    ScoreGroup,
+    Scorer,
+    key_of,
+    next_try,
+)
 from cai.errors import StoreError
 from cai.store import schema
 from cai.store.store import Kept, Store, find_replies
@@ -68,9 +79,7 @@ class Siblings:
                 break
             try:
                 lent = find_replies(store, missing)
-                found |= {
-                    k: kept for k, kept in lent.items() if canon.id_of_bytes(kept.content.encode()) == kept.reply_id
-                }
+                found |= {k: kept for k, kept in lent.items() if _may_be_lent(kept)}
             except sqlite3.DatabaseError:
                 continue
         return found
@@ -79,6 +88,10 @@ class Siblings:
         """Close the stores."""
         for store in self._stores:
             store.close()
+
+
+def _may_be_lent(kept: Kept) -> bool:
+    return kept.reply().error not in ASKED_AGAIN and canon.id_of_bytes(kept.content.encode()) == kept.reply_id
 
 
 def _open_quietly(path: Path) -> sqlite3.Connection | None:
@@ -143,14 +156,21 @@ class Recorded:
         return await self._ask_all(descriptions[0]["kind"], [canon.dumps(d) for d in descriptions], turns, send)
 
     async def _ask_all(self, kind: str, requests: list[bytes], turns: Sequence[Turn], send: Any) -> list[Answer]:
-        keys = [key_of(request) for request in requests]
-        waiting = {key: self._pending[key] for key in keys if key in self._pending}
-        answers = self._look_up(kind, dict(zip(keys, requests, strict=True)), waiting, turns)
+        while True:
+            keys = [key_of(request) for request in requests]
+            waiting = {key: self._pending[key] for key in keys if key in self._pending}
+            asked = dict(zip(keys, requests, strict=True))
+            answers = self._look_up(kind, asked, waiting, turns)
+            if not (further := self._further_tries(asked, answers)):
+                break
+            requests = [further.get(key, asked[key]) for key in keys]
+        self.tally.reused += len(answers)
+        self.tally.reused_by_kind[kind] = self.tally.reused_by_kind.get(kind, 0) + len(answers)
         first = {key: i for i, key in reversed(list(enumerate(keys)))}  # two may be the same request
         missing = [i for i, key in enumerate(keys) if key not in answers and key not in waiting and first[key] == i]
         if missing:
-            asked = {keys[i]: requests[i] for i in missing}
-            answers |= await self._send(kind, asked, turns, lambda: send(missing))
+            sent = {keys[i]: requests[i] for i in missing}
+            answers |= await self._send(kind, sent, turns, lambda: send(missing))
         for key, future in waiting.items():
             answers[key] = await asyncio.shield(future)
         return [answers[key] for key in keys]
@@ -165,13 +185,19 @@ class Recorded:
         lent: dict[str, Kept] = {}
         if self._siblings and len(found) < len(keys):
             lent = self._siblings.replies([key for key in keys if key not in found])
-        n_reused = len(found) + len(lent)
-        self.tally.reused += n_reused
-        self.tally.reused_by_kind[kind] = self.tally.reused_by_kind.get(kind, 0) + n_reused
         if lent:
             self.store.put_texts(turns)
             self.store.put_calls(kind, self.identity, [(k, requests[k], kept.reply()) for k, kept in lent.items()])
         return {key: Answer(key, kept.reply(), kept.reply_id) for key, kept in (found | lent).items()}
+
+    def _further_tries(self, asked: Mapping[str, bytes], answers: Mapping[str, Answer]) -> dict[str, bytes]:
+        """Return the requests that take the place of those whose kept reply is not reused, by key."""
+        spent = (key for key, answer in answers.items() if answer.reply.error in ASKED_AGAIN)
+        tries = {key: next_try(asked[key]) for key in spent}
+        if tries and self.store.is_final:  # nobody is asked any more: the last try is the answer
+            kept = self.store.replies([key_of(request) for request in tries.values()])
+            return {key: request for key, request in tries.items() if key_of(request) in kept}
+        return tries
 
     async def _send(self, kind: str, asked: dict[str, bytes], turns: Sequence[Turn], send: Any) -> dict[str, Answer]:
         loop, keys = asyncio.get_running_loop(), list(asked)

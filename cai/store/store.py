@@ -13,6 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import disk_usage
 from typing import Any, NamedTuple
@@ -31,7 +32,8 @@ READ = "reading prompts"
 """Under this phase stand the rows of prompt files that were refused, by place instead of prompt."""
 
 _FORGETTING = {
-    # Forgetting comes before keeping: within a batch a prompt is never walked twice.
+    # Forgetting comes before keeping: within a batch a prompt is never walked twice through a phase, and what a walk
+    # wrote before and writes again gets its phase back.
     "clear_prompts": "DELETE FROM prompts",
     "clear_refused": "DELETE FROM walks WHERE phase = ?",
     "supersede": "UPDATE records SET phase = phase || ' (superseded)' WHERE phase = ? AND prompt_id = ?",
@@ -44,6 +46,10 @@ _KEEPING = {
     "walks": ("INSERT OR REPLACE INTO walks", ""),
     "meta": ("INSERT OR REPLACE INTO meta", ""),
 }
+
+
+_Parcel = list[tuple[str, list[Any]]]
+"""Rows by table that go into one transaction."""
 
 
 class Kept(NamedTuple):
@@ -61,11 +67,15 @@ class Kept(NamedTuple):
 class Store:
     """One run's SQLite file, opened for writing by the run that owns it."""
 
+    is_final = False
+    """Whether nobody is asked any more, so that the last reply kept to a request is the answer, of whatever use."""
+
     def __init__(self, path: Path) -> None:
         schema.create(path)
         self.path = path
         self._reader = schema.connect(path, readonly=False)
-        self._queue: queue.SimpleQueue[tuple[str, list[Any]]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Parcel] = queue.SimpleQueue()
+        self._parcel: _Parcel | None = None
         self._error: Exception | None = None
         self.expects: int | None = None
         """About how many bytes more the run will keep at most; None where nobody has reckoned."""
@@ -76,7 +86,7 @@ class Store:
     def close(self) -> None:
         """Commit what was put and stop the writer. Raises StoreError if anything could not be written."""
         if self._thread.is_alive():
-            self._queue.put(("close", []))
+            self._queue.put([("close", [])])
             self._thread.join()
         self._reader.close()
         if self._error:
@@ -126,7 +136,7 @@ class Store:
         self._put("clear_refused", (READ,))
 
     def supersede(self, phase: str, prompt_id: str) -> None:
-        """Set aside what an earlier walk of this prompt wrote in this phase, before a walk with other inputs."""
+        """Set aside what a walk of this prompt with other inputs wrote in this phase, as a new one is kept."""
         self._put("supersede", (phase, prompt_id))
 
     def put_decisions(self, decisions: Iterable[Event]) -> None:
@@ -140,6 +150,16 @@ class Store:
     def put_meta(self, key: str, value: str) -> None:
         """Keep one fact about the run."""
         self._put("meta", (key, value))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Put what the block puts in one transaction: all of it is kept, or none. The block must not await."""
+        self._parcel = parcel = []
+        try:
+            yield
+        finally:
+            self._parcel = None
+        self._send(parcel)
 
     async def committed(self) -> None:
         """Return once everything put so far is on disk."""
@@ -160,9 +180,15 @@ class Store:
         self._put_all(table, [row])
 
     def _put_all(self, table: str, rows: list[Any]) -> None:
+        if self._parcel is not None:
+            self._parcel.append((table, rows))
+        else:
+            self._send([(table, rows)])
+
+    def _send(self, parcel: _Parcel) -> None:
         if self._error:
             raise self._store_error()
-        self._queue.put((table, rows))
+        self._queue.put(parcel)
 
     def _store_error(self) -> StoreError:
         more = "" if self.expects is None else f" and the run may need {self.expects:,} more"
@@ -177,14 +203,15 @@ class Store:
         connection = schema.connect(self.path)
         closing = False
         while not closing:
-            items = [self._queue.get()]
-            n_rows = len(items[0][1])
+            items = list(self._queue.get())
+            n_rows = _n_rows(items)
             while n_rows < _BATCH_ROWS:
                 try:
-                    items.append(self._queue.get_nowait())
+                    parcel = self._queue.get_nowait()
                 except queue.Empty:
                     break
-                n_rows += len(items[-1][1])
+                items += parcel
+                n_rows += _n_rows(parcel)
             closing = any(table == "close" for table, _ in items)
             if not self._error:
                 try:
@@ -279,6 +306,10 @@ def _commit(connection: sqlite3.Connection, items: Sequence[tuple[str, list[Any]
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _n_rows(parcel: _Parcel) -> int:
+    return sum(len(rows) for _, rows in parcel)
 
 
 def _resolve(futures: Sequence[asyncio.Future[None]], error: Exception | None) -> None:

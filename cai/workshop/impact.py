@@ -147,7 +147,14 @@ def fence_of(run: RunView) -> Fence:
 async def redo(preview: Preview, held: Hearing | None, meter: Meter) -> list[Redone]:
     """Return the sampled comparisons as they stand and as they would. `held` may be None where no model is needed."""
     if held is not None:
-        was, now = ((b.settings.mode, b.judges) for b in (preview.bench, held.bench(preview.bench.principles)))
+        then, here = preview.bench, held.bench(preview.bench.principles)
+        was, now = ((b.settings.mode, b.judges) for b in (then, here))
+        if now == was and here.settings_id != then.settings_id:
+            raise UserError(
+                f"{preview.run.folder}: was judged under other settings than this config's (tie_margin, "
+                "max_outside_mass, prior, canary, few_shot, cot, seed); set them as the run has them in its "
+                "config.yaml, or the flips would be the settings' and not the edit's"
+            )
         if now != was:
             raise UserError(
                 f"{preview.run.folder}: was judged by '{was[1]}' (mode {was[0]}), this config's judge is '{now[1]}' "

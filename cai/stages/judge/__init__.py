@@ -16,9 +16,9 @@ else; `canaries.py` looks for attempts to steer the judge from inside the pair.
 
 from __future__ import annotations
 
-from cai.stages.judge.bench import OPTIONS, ORDERS, Bench, Case, Seat
+from cai.stages.judge.bench import OPTIONS, ORDERS, Bench, Case, Seat, text_id_of
 from cai.stages.judge.decide import by_check, judge
 from cai.stages.judge.readings import Reading
 from cai.stages.judge.reread import reread
 
-__all__ = ["OPTIONS", "ORDERS", "Bench", "Case", "Reading", "Seat", "by_check", "judge", "reread"]
+__all__ = ["OPTIONS", "ORDERS", "Bench", "Case", "Reading", "Seat", "by_check", "judge", "reread", "text_id_of"]

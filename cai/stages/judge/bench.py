@@ -68,6 +68,8 @@ class Bench:
     judge_identity: str
     seed: int
     few_shot: str = ""
+    few_shot_id: str | None = None
+    """Content id of the worked examples where judgments are only read; None takes that of `few_shot`."""
     seats: tuple[Seat, ...] = ()
     """The members of a panel, or the reward model; empty where the run's judge judges alone."""
     learnt: dict[Any, float | None] = field(default_factory=dict, compare=False, repr=False)
@@ -138,6 +140,7 @@ class Bench:
                 template_id="",
                 mode="check",
                 judge="code",
+                settings_id="",
             )
         seats = self.seated(None)
         modes = [seat.mode_for(principle) for seat in seats]
@@ -149,7 +152,17 @@ class Bench:
             template_id=canon.content_id("templates", [self.templates[name].id for name in used]) if used else "",
             mode="panel" if self.settings.mode == "panel" else modes[0],
             judge=self.judges,
+            settings_id=self.settings_id,
         )
+
+    @cached_property
+    def settings_id(self) -> str:
+        """Content id of what decides how replies are read, and of what is asked beside the texts and templates."""
+        used = self.settings.model_dump(mode="json", include={"tie_margin", "max_outside_mass", "prior", "canary"})
+        used["few_shot"] = text_id_of(self.few_shot) if self.few_shot_id is None else self.few_shot_id
+        if any(seat.mode == "cot" for seat in self.seated(None)):
+            used |= {"cot": self.settings.cot.model_dump(mode="json"), "seed": self.seed}
+        return canon.content_id("judge settings", used)
 
     def by_letters(self, principles: Sequence[Principle]) -> bool:
         """Return whether a judge by rubrics is asked for letters by some of these principles, which have none."""
@@ -187,6 +200,11 @@ class Bench:
 
     def _fence(self, case: Case) -> str:
         return self.fence.of([*(m.content for m in case.prompt.messages), case.text_a, case.text_b])
+
+
+def text_id_of(few_shot: str) -> str:
+    """Return the content id of worked examples; empty where there are none."""
+    return canon.text_id(few_shot) if few_shot else ""
 
 
 def judges_in_words(settings: JudgeSection, seats: Sequence[Sequence[str]], alone: str) -> str:
