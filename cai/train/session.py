@@ -74,6 +74,7 @@ def train(
     process = PartialState(cpu=device == "cpu")
     rows_at_once(settings, process.num_processes)
     rows = load_sft(rows_path) if method == "sft" else load_pairs(rows_path)
+    seen = setup.held_out_rows(watch, spec)
     path = resolve(base)
     check_base(path)
     check_targets(settings, path, trust_remote_code=trust_remote_code)
@@ -90,8 +91,8 @@ def train(
     kept_out = load_pairs(held_out) if held_out else []
     if isinstance(settings, RewardSection) and not held_out:
         rows, kept_out = _split(rows, settings.held_out)
-    if held_out:
-        fingerprint["held_out_id"] = _id_of(Path(held_out))
+    if held_out or seen:
+        fingerprint["held_out_id"] = _id_of(Path(held_out or spec["held_out"]))
     folder = Folder(Path(out), fingerprint)
     with ExitStack() as stack:
         if process.is_main_process:
@@ -107,7 +108,7 @@ def train(
         examples, dropped = tokenise(rows, renderer, settings.max_length)
         check_examples(examples, path, settings, trust_remote_code=trust_remote_code)
         measured = _measured(kept_out, renderer, settings.max_length, held_out)
-        looked_at = setup.find_held_out(settings, spec, renderer, None, referees, seed) if watch else None
+        looked_at = setup.find_held_out(settings, seen, renderer, None, referees, seed) if watch else None
         if looked_at:
             asked = [(row.id, len(ids)) for row, ids in looked_at.prompts]
             check_room(asked, path, looked_at.max_new_tokens, trust_remote_code=trust_remote_code)

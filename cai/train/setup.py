@@ -39,7 +39,7 @@ from cai.train.data import Example, Renderer, load_tokenizer, training_order
 from cai.train.heldout import HeldOut, Rendered
 from cai.train.job import Job, OnStep, TrainResult, pick_device, pick_dtype
 from cai.train.rewards import Mix, Source
-from cai.train.rollouts import load_prompts, render
+from cai.train.rollouts import PromptRow, load_prompts, render
 from cai.train.tripwires import Trip, ending
 
 _LONGEST = 128
@@ -135,7 +135,7 @@ def opened(
     process = PartialState(cpu=device == "cpu")
     if method != "ppo":  # whose own loop shares whatever there is
         rows_at_once(settings, process.num_processes)
-    path, rows = resolve(base), load_prompts(rows_path)
+    path, rows, seen = resolve(base), load_prompts(rows_path), held_out_rows(settings.watch, spec)
     check_base(path)
     check_targets(settings, path, trust_remote_code=trust_remote_code)
     folder = Folder(Path(out), {})
@@ -155,6 +155,8 @@ def opened(
                 "referees": {source.name: getattr(source, "id", None) for source in referees},
                 "seed": seed,
             }
+            if seen:
+                folder.fingerprint["held_out_id"] = canon.id_of_bytes(Path(spec["held_out"]).read_bytes())
             if done := folder.finished():
                 yield TrainResult(folder.out / done["kind"], done, reused=True)
                 return
@@ -162,6 +164,11 @@ def opened(
             prompts, dropped = render(rows, renderer, settings.max_length - settings.max_new_tokens)
             asked = [(row.id, len(ids)) for row, ids in prompts]
             check_room(asked, path, settings.max_new_tokens, trust_remote_code=trust_remote_code)
+            mix = Mix(sources, settings.reward)
+            held_out = find_held_out(settings, seen, renderer, mix, referees, seed)
+            if held_out:
+                asked = [(row.id, len(ids)) for row, ids in held_out.prompts]
+                check_room(asked, path, held_out.max_new_tokens, trust_remote_code=trust_remote_code)
             resume, precision = open_state(folder, method, dtype, device)
             # Steps are counted in answers: a prompt with several takes so many places of the order.
             passes = settings.epochs * getattr(settings, "answers", 1)
@@ -179,8 +186,6 @@ def opened(
                 resume=resume,
                 trust_remote_code=trust_remote_code,
             )
-            mix = Mix(sources, settings.reward)
-            held_out = find_held_out(settings, spec, renderer, mix, referees, seed)
             yield Ready(job, prompts, renderer, mix, held_out, spec, dropped)
         finally:
             close_all([*(source for source, _ in sources), *referees])
@@ -227,16 +232,26 @@ def find_referees(
     return found
 
 
-def find_held_out(
-    settings: Any, spec: Mapping[str, Any], renderer: Renderer, mix: Mix | None, referees: list[Source], seed: int
-) -> HeldOut | None:
-    """Return the held-out prompts that a method looks at; None without any, or without `watch`."""
-    watch: WatchSection | None = settings.watch
+def held_out_rows(watch: WatchSection | None, spec: Mapping[str, Any]) -> list[PromptRow]:
+    """Return the held-out prompts that a spec names; none where nothing is watched. UserError: a bad line."""
     if watch is None or not spec.get("held_out"):
+        return []
+    try:
+        return load_prompts(spec["held_out"])
+    except UserError as error:
+        raise UserError(f"held_out, {error}") from error
+
+
+def find_held_out(
+    settings: Any, rows: Sequence[PromptRow], renderer: Renderer, mix: Mix | None, referees: list[Source], seed: int
+) -> HeldOut | None:
+    """Return the held-out prompts that a method looks at; None without any."""
+    watch: WatchSection | None = settings.watch
+    if watch is None or not rows:
         return None
     longest = watch.max_new_tokens or getattr(settings, "max_new_tokens", _LONGEST)
     try:
-        prompts, _ = render(load_prompts(spec["held_out"]), renderer, settings.max_length - longest)
+        prompts, _ = render(rows, renderer, settings.max_length - longest)
     except UserError as error:
         raise UserError(f"held_out, {error}") from error
     return HeldOut(prompts, watch, mix, referees, seed, longest)
