@@ -82,12 +82,13 @@ class Folder:
         """Return the last sealed state of this very training (None to start anew), and what was chosen at its start.
 
         `choose` makes the choices of a new training, such as the precision that this machine is fastest with; a
-        resumed one keeps its own. The state of any other training is removed.
+        resumed one keeps its own. The state of any other training is removed, and its curve.
         """
         path = self.state / "training.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if known.get("training") != json.loads(canon.dumps(self.fingerprint)):
             shutil.rmtree(self.state, ignore_errors=True)
+            self.curve.unlink(missing_ok=True)  # its first look was at another policy
             known = {"training": self.fingerprint, "chosen": choose()}
             write_atomically(path, canon.dumps(known))
         sealed = [state for state in self.state.glob("checkpoint-*") if _is_sealed(state)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 import threading
 import time
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import PrinterCallback, ProgressCallback
 
 from cai import canon
 from cai.config import RewardSection, TrainerSection
@@ -30,13 +28,12 @@ from cai.train.admit import (
     settle_sharding,
     sharding,
 )
-from cai.train.checkpoint import Folder, numbers_only
+from cai.train.checkpoint import Folder
 from cai.train.data import Example, Renderer, load_tokenizer, pair_set_id, tokenise, training_order
-from cai.train.job import Interrupted, Job, OnStep, TrainResult, pick_device
+from cai.train.job import Job, OnStep, TrainResult, pick_device
 from cai.train.rows import PairRow, load_pairs, load_sft
-from cai.train.trainer import Progress
-from cai.train.tripwires import NotFinite, ending
-from cai.train.watch import Watch
+from cai.train.tripwires import ending
+from cai.train.watch import Watch, drive
 
 Build = Callable[[Job, Any], Any]
 """Makes a method's trainer from a job and the tokenizer."""
@@ -129,7 +126,7 @@ def train(
         )
         trainer = build(job, tokenizer)
         watcher = Watch(trainer, watch, looked_at, renderer) if watch else None
-        _run(job, trainer, watcher)
+        drive(job, trainer, watcher)
         tripped = ending(watcher.trip, watch, trainer.state.global_step, watcher.roll_back) if watcher else None
         if measured:
             trainer.held_out(measured, folder.out)
@@ -176,28 +173,6 @@ def _id_of(rows: Path) -> str:
     """Return the content id of a file of rows, or of the files of a saved dataset."""
     files = sorted(rows.rglob("*.arrow")) if rows.is_dir() else [rows]
     return canon.id_of_bytes(b"".join(file.read_bytes() for file in files))
-
-
-def _run(job: Job, trainer: Any, watcher: Watch | None) -> None:
-    """Train to the last step, or until a wire is tripped. Raises Interrupted where a stop was asked for before."""
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    if watcher:
-        trainer.add_callback(watcher)
-    trainer.add_callback(Progress(job, lambda: trainer.n_tokens_seen))
-    try:
-        with numbers_only():
-            trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
-    except NotFinite as error:
-        if not (watcher and watcher.takes(error)):
-            raise
-    except pickle.UnpicklingError as error:
-        raise TrainError(
-            f"{job.resume}: holds more than numbers and was not loaded ({error}); remove {job.resume} and "
-            "run the same command again"
-        ) from error
-    if trainer.state.global_step < job.steps and not (watcher and watcher.trip):
-        raise Interrupted(f"stopped at step {trainer.state.global_step} of {job.steps}; the same command goes on there")
 
 
 def _save_weights(job: Job, trainer: Any) -> Path:

@@ -123,12 +123,21 @@ def asked_to_stop(job: Job) -> bool:
     return any(gather_object([job.stop.is_set()]))
 
 
+class NothingLeft(Exception):
+    """The last step was done before this training was resumed."""
+
+
 class Progress(TrainerCallback):
     """Writes the curve, tells how far training is, and passes on a request to stop."""
 
     def __init__(self, job: Job, tokens_seen: Callable[[], int]) -> None:
         self._job, self._tokens_seen = job, tokens_seen
         self._start: tuple[int, float, int] | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Raise NothingLeft before a step too many: `transformers` looks whether to stop only after it has done one."""
+        if control.should_training_stop or state.global_step >= state.max_steps:
+            raise NothingLeft
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock with the first step of this session, so that a resumed training estimates rightly."""
