@@ -433,7 +433,8 @@ class WatchSection(Section):
     """Fall of the judge's score (-1 to 1; without a judge the checks' share) below its best while the reward rises;
     for methods that know no reward the fall is enough."""
     kl_ceiling: Annotated[float, Field(gt=0)] | None = 60.0
-    """Divergence from the reference in nats per answer, at a look or in training."""
+    """Divergence from the reference in nats per answer, at a look or in training (GRPO and RLOO with `beta: 0`: at a
+    look)."""
     length_ratio: Annotated[float, Field(gt=1)] | None = 2.0
     """Answers this many times as long, or as short, as at first."""
     refusal_rise: Probability | None = 0.2
@@ -622,7 +623,7 @@ class GroupSection(RlSection):
     """GRPO (Shao et al. 2024) and RLOO (Ahmadian et al. 2024): several answers per prompt, each other's baseline."""
 
     answers: Annotated[int, Field(ge=2)] = 4
-    """Answers per prompt; must divide batch_size."""
+    """Answers per prompt; must divide batch_size. Prompts too few for a step come round again."""
     beta: Annotated[float, Field(ge=0)] = 0.05
     """Strength of the pull towards the reference."""
 

@@ -182,12 +182,6 @@ def test_no_source_of_reward_is_refused() -> None:
         RewardMix(checks_weight=0.0)
 
 
-def test_a_missing_reward_is_filled_with_its_groups_mean() -> None:
-    from cai.train.grpo import filled
-
-    assert filled([1.0, None, 3.0, None, 8.0], [0, 0, 0, 1, 2]) == [1.0, 2.0, 3.0, 4.0, 8.0]
-
-
 def test_a_reward_model_with_two_labels_is_refused(tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForSequenceClassification
 

@@ -33,10 +33,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("tiny"))
 
 
-def looking(folder: Path) -> dict[str, str]:
-    """Return the spec of looks at sixteen prompts; whoever says `red` breaks the only principle."""
+def looking(folder: Path, prompts: str = "abcdefghijklmnop") -> dict[str, str]:
+    """Return the spec of looks at sixteen prompts, or others; whoever says `red` breaks the only principle."""
     (folder / "constitution.yaml").write_text(CONSTITUTION)
-    held_out = write_prompts(folder / "held_out.jsonl", list("abcdefghijklmnop"))
+    held_out = write_prompts(folder / "held_out.jsonl", list(prompts))
     return {"constitution": str(folder / "constitution.yaml"), "held_out": str(held_out)}
 
 
@@ -49,11 +49,11 @@ def rows_of(method: str, folder: Path) -> Path:
 
 def trained(method: str, model: Path, folder: Path, **changes: Any) -> Any:
     """Train towards `red` on a tiny model, or go on with it."""
-    stop = changes.pop("stop", None)
-    watch = {**WATCH, **changes.pop("watch", {})}
+    stop, on_step = changes.pop("stop", None), changes.pop("on_step", None)
+    watch, spec = {**WATCH, **changes.pop("watch", {})}, looking(folder, changes.pop("held_out", "abcdefghijklmnop"))
     settings = SECTIONS[method].model_validate({**SETTINGS, "warmup": 0.0, **changes, "watch": watch})
     train = importlib.import_module(f"cai.train.{method}").train
-    told = {"device": "cpu", "dtype": "float32", "spec": looking(folder), "stop": stop, "seed": 1}
+    told = {"device": "cpu", "dtype": "float32", "spec": spec, "stop": stop, "on_step": on_step, "seed": 1}
     return train(rows_of(method, folder), str(model), folder / "out", settings, **told)
 
 

@@ -7,7 +7,8 @@ the answers are drawn as in PPO, by seeds that are hashes of (seed, step, row).
 from __future__ import annotations
 
 import functools
-import pickle
+import itertools
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,22 +17,20 @@ from typing import Any
 from unittest import mock
 
 import torch
-from transformers import PrinterCallback, ProgressCallback
+from accelerate.utils import gather_object
 
 from cai import canon
 from cai.config import GroupSection
 from cai.engine.local import Start
 from cai.errors import TrainError
 from cai.train import setup, telemetry
-from cai.train.checkpoint import numbers_only
 from cai.train.data import Example
-from cai.train.job import Interrupted, OnStep, TrainResult
+from cai.train.job import OnStep, TrainResult
 from cai.train.rewards import Source
 from cai.train.rollouts import InProcess, Rollout, stop_tokens
 from cai.train.sharding import whole
 from cai.train.trainer import (
     Hooks,
-    Progress,
     arguments,
     load_model,
     load_plain,
@@ -40,11 +39,13 @@ from cai.train.trainer import (
     on_one_device,
 )
 from cai.train.tripwires import NotFinite, Trip
-from cai.train.watch import Watch
+from cai.train.watch import Watch, drive
 
 # Where vLLM is installed, TRL would import it here, which takes longer than all the rest; we sample without it.
 with mock.patch("trl.import_utils.is_vllm_available", lambda *_, **__: False):
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+for _method in ("grpo", "rloo"):  # it would print every answer that could not be scored; here they are counted
+    logging.getLogger(f"trl.trainer.{_method}_trainer").addFilter(lambda said: "returned None" not in said.getMessage())
 
 
 class _Sampling(Hooks):
@@ -79,23 +80,28 @@ class _Sampling(Hooks):
             written = self.writer.write(starts, self.max_completion_length)
         return (written, None) if isinstance(self, GRPOTrainer) else written
 
-    def worth(self, prompts: Any, completions: Any, completion_ids: Any, row: list[int], **_: Any) -> list[float]:
-        """Return what the answers are worth, as TRL asks for it."""
+    def worth(
+        self, prompts: Any, completions: Any, completion_ids: Any, row: list[int], **_: Any
+    ) -> list[float | None]:
+        """Return what the answers are worth, as TRL asks for it: it leaves those that are None out of their groups.
+
+        These are the answers of this process; whether the step goes on is for all of them to say together.
+        """
         decode = self.ready.renderer.tokenizer.decode
         rollouts = [
             Rollout(*self.ready.prompts[i], ids, decode(ids, skip_special_tokens=True), ids[-1] in self.stops)
             for i, ids in zip(row, completion_ids, strict=True)
         ]
         scored = self.ready.mix.score(rollouts)
-        if all(total is None for total in scored.totals):
-            raise TrainError(f"none of the {len(rollouts)} answers after step {self.state.global_step} could be scored")
-        valid = torch.tensor([total for total in scored.totals if total is not None])
-        if broken := not_finite(valid, sorted({rollout.row.id for rollout in rollouts})):
-            # TRL would take it for a missing reward, and that for zero.
+        valid = [total for total in scored.totals if total is not None]
+        n_all, n_valid = map(sum, zip(*gather_object([(len(rollouts), len(valid))]), strict=True))
+        if not n_valid:
+            raise TrainError(f"none of the {n_all} answers after step {self.state.global_step} could be scored")
+        if broken := not_finite(torch.tensor(valid), sorted({rollout.row.id for rollout in rollouts})):
+            # TRL would take it for a missing reward.
             ids = ", ".join(sorted(set(broken)))
             raise NotFinite("a reward", self.state.global_step + 1, f"the prompts of this batch: {ids}")
-        n_failed = scored.totals.count(None)
-        self.n_failed += n_failed
+        self.n_failed += n_all - n_valid
         self._rows = row
         self.n_tokens_seen += sum(len(r.prompt_ids) + len(r.answer_ids) for r in rollouts)
         figures = {
@@ -103,11 +109,11 @@ class _Sampling(Hooks):
             "length": fmean(len(ids) for ids in completion_ids),
             "finished": fmean(rollout.finished for rollout in rollouts),
             **telemetry.of_texts([rollout.text for rollout in rollouts]),
-            "unscored": float(n_failed),
+            "unscored": float(n_all - n_valid),
         }
         for name, value in figures.items():
             self._metrics["train"][name].append(value)
-        return filled(scored.totals, row)
+        return scored.totals
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -122,7 +128,7 @@ class _Sampling(Hooks):
     def log(self, logs: dict[str, float], *args: Any) -> None:
         """Hand on TRL's figures under the names that PPO's have. Its divergence is a mean over tokens."""
         figures = self._metrics["train"]
-        if figures["kl"] and figures["length"]:
+        if figures.get("kl") and figures.get("length"):  # without a beta TRL measures none
             figures["kl_per_token"] = figures["kl"]
             figures["kl"] = [fmean(figures["kl"]) * fmean(figures["length"])]
         figures["clip_fraction"] = figures.pop("clip_ratio/region_mean", [])
@@ -130,27 +136,17 @@ class _Sampling(Hooks):
 
 
 def _prompts(ready: setup.Ready) -> Any:
-    """Return the prompts in the order of training, with their row numbers, as TRL wants them."""
+    """Return the prompts of all steps, with their row numbers, as TRL wants them.
+
+    TRL leaves out what does not fill a step, so where the passes end before the last step does they begin again.
+    """
     from datasets import Dataset
 
-    rows = ready.job.order
+    settings = ready.job.settings
+    assert isinstance(settings, GroupSection)
+    n_prompts = ready.job.steps * settings.batch_size // settings.answers
+    rows = list(itertools.islice(itertools.cycle(ready.job.order), n_prompts))
     return Dataset.from_dict({"prompt": [ready.prompts[i][0].messages for i in rows], "row": rows})
-
-
-def filled(totals: Sequence[float | None], groups: Sequence[int]) -> list[float]:
-    """Return the rewards, every missing one replaced by the mean of its prompt's others; of all, where there is none.
-
-    TRL would count a missing reward as zero. At the mean the answer has no advantage: nothing is learnt from it.
-    """
-    by_group: dict[int, list[float]] = {}
-    for total, group in zip(totals, groups, strict=True):
-        if total is not None:
-            by_group.setdefault(group, []).append(total)
-    every = [total for total in totals if total is not None]
-    return [
-        fmean(by_group.get(group, every)) if total is None else total
-        for total, group in zip(totals, groups, strict=True)
-    ]
 
 
 class CaiGRPOTrainer(_Sampling, GRPOTrainer):
@@ -180,10 +176,6 @@ class Group:
         taken = {k: v for k, v in arguments(self.job).items() if k != "max_length"}
         self.trainer = kind(ready, config(**taken, **further))
         self.watch = Watch(self.trainer, settings.watch, ready.held_out, ready.renderer)
-        for callback in (PrinterCallback, ProgressCallback):
-            self.trainer.remove_callback(callback)
-        self.trainer.add_callback(self.watch)
-        self.trainer.add_callback(Progress(self.job, lambda: self.trainer.n_tokens_seen))
 
     @property
     def trip(self) -> Trip | None:
@@ -206,19 +198,7 @@ class Group:
         if resume:  # the answers that could not be scored before are told by the curve
             rows = map(canon.loads, self.job.folder.curve.read_bytes().splitlines())
             self.trainer.n_failed = int(sum(row.get("unscored", 0) for row in rows))
-        try:
-            with numbers_only():
-                self.trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        except NotFinite as error:
-            if not self.watch.takes(error):
-                raise
-        except pickle.UnpicklingError as error:
-            raise TrainError(
-                f"{resume}: holds more than numbers and was not loaded ({error}); remove it and run the "
-                "same command again"
-            ) from error
-        if self.trip is None and self.step_done < self.job.steps:
-            raise Interrupted(f"stopped at step {self.step_done} of {self.job.steps}; the same command goes on there")
+        drive(self.job, self.trainer, self.watch)
 
     def roll_back(self) -> int | None:
         """As setup.Trainer."""
