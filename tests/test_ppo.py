@@ -558,3 +558,18 @@ def test_trls_loop_is_stopped_by_a_wire_and_rolled_back(method: str, tiny: Path,
     ours, theirs = load_file(result.path / "model.safetensors"), load_file(tiny / "model.safetensors")
     same = all((ours[name] == theirs[name]).all() for name in theirs)
     assert same == (trip["kept_step"] == 0)
+
+
+def test_a_curve_without_looks_goes_on_where_it_was(tiny: Path, tmp_path: Path) -> None:
+    from cai.train import ppo
+    from cai.train.job import Interrupted
+
+    settings, stop = PpoSection.model_validate({**COMMON, "max_steps": 3}), threading.Event()
+    rows = write_prompts(tmp_path / "prompts.jsonl")
+    told: dict[str, Any] = {"device": "cpu", "dtype": "float32", "sources": [(CountsRed(), 1.0)], "stop": stop}
+    stop.set()
+    with pytest.raises(Interrupted, match="stopped at step 1 of 3"):
+        ppo.train(rows, str(tiny), tmp_path / "out", settings, **told)
+    stop.clear()
+    ppo.train(rows, str(tiny), tmp_path / "out", settings, **told)
+    assert [row["step"] for row in curve(tmp_path / "out")] == [1, 2, 3]

@@ -344,7 +344,7 @@ class Ppo:
 
     def _steps(self) -> None:
         began, first, last = time.monotonic(), self.step_done, self.job.steps
-        if not self.looks:
+        if not first:
             self.job.folder.curve.unlink(missing_ok=True)
             self._look(0)
         for step in range(first + 1, last + 1):
