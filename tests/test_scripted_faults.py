@@ -94,6 +94,22 @@ def test_delays_add_up_and_a_slow_request_meets_the_next_fault_too() -> None:
     assert [fault.kind for fault in plan.pick(2, b"/", b"")] == ["slow"]
 
 
+def test_a_busy_server_pushes_back_what_is_beyond_its_hands() -> None:
+    async def ask(client: aiohttp.ClientSession, server: ScriptedServer) -> None:
+        assert [await outcome(client, f"Hello {i}") for i in range(3)] == ["200"] * 3, "one at a time"
+        both = [asyncio.create_task(outcome(client, f"Hello {i}")) for i in range(2)]
+        while server.stats["asked"] < 5:
+            await asyncio.sleep(0)
+        async with client.post("/v1/completions", json=scored("Hello")) as reply:
+            assert (reply.status, reply.headers["Retry-After"]) == (429, "0.2")
+        assert server.stats["faults"] == {"busy": 1, "hang": 2}
+        for hung in both:
+            hung.cancel()
+        await asyncio.gather(*both, return_exceptions=True)
+
+    with_server(ask, faults="busy>2,retry-after=0.2;hang@4-5")
+
+
 def test_replies_come_late_by_the_latency_and_some_jitter() -> None:
     api = Api(Script(latency_ms=60, jitter_ms=20), die=lambda: None)
     head = b"content-type: application/json"
@@ -105,7 +121,10 @@ def test_replies_come_late_by_the_latency_and_some_jitter() -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    ["399", "sloww=2", "slow", "slow:2=5", "429:x", "429@9-3", "429@0", "reset,retry-after=1", "429,wait=1", "@3"],
+    [
+        *("399", "sloww=2", "slow", "slow:2=5", "429:x", "429@9-3", "429@0", "reset,retry-after=1", "429,wait=1", "@3"),
+        *("busy", "busy>0", "busy=8"),
+    ],
 )
 def test_a_fault_spec_that_is_none_is_one_message_and_exit_2(spec: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--faults", spec]) == 2

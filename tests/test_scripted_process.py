@@ -160,6 +160,7 @@ def test_help_documents_every_rule_and_fault() -> None:
         "accuracy:P",
         "retry-after",
         "hang-health-ok",
+        "busy>N",
         "nologprobs",
         "--parent-pid",
     ):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from math import inf
 from typing import Any
 from urllib.parse import parse_qs
 from zlib import crc32
@@ -41,6 +44,8 @@ class Api:
         self.asking = Asking(self.script, self.tally)
         self.is_sleeping = False
         self.is_hanging = False
+        self._ends: list[float] = []
+        """When each request that is in hand will be answered."""
         self._routes: dict[tuple[bytes, bytes], Callable[[Request], Reply | dict[str, Any]]] = {
             (b"GET", b"/health"): self._health,
             (b"GET", b"/version"): lambda _: {"version": VERSION},
@@ -82,6 +87,9 @@ class Api:
         self.tally.n_asked += 1
         if self.tally.bodies is not None:
             self.tally.bodies.add(request.path, request.body)
+        if self.plan.most_in_hand and self._n_in_hand() >= self.plan.most_in_hand:
+            self.tally.faults["busy"] += 1
+            return _failure(self.plan.busy)
         faults = self.plan.pick(self.tally.n_asked, request.path, request.body)
         for fault in faults:
             self.tally.faults[fault.kind] += 1
@@ -92,7 +100,15 @@ class Api:
         reply = next((_failure(fault) for fault in faults if fault.kind.isdigit()), None)
         if reply is None and "hang" not in kinds:
             reply = _guarded(lambda: self._ask(request, kinds))
-        return self._spoiled(reply or Reply(), kinds)._replace(delay_s=self._delay_s(request, faults))
+        delay_s = self._delay_s(request, faults)
+        if self.plan.most_in_hand:
+            heappush(self._ends, inf if "hang" in kinds else time.monotonic() + delay_s)
+        return self._spoiled(reply or Reply(), kinds)._replace(delay_s=delay_s)
+
+    def _n_in_hand(self) -> int:
+        while self._ends and self._ends[0] <= time.monotonic():
+            heappop(self._ends)
+        return len(self._ends)
 
     def _spoiled(self, reply: Reply, kinds: frozenset[str]) -> Reply:
         if "badjson" in kinds:

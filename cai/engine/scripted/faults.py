@@ -31,6 +31,7 @@ KIND is one of
   slow         the reply comes MS later, as in slow:0.1=200
   hang         no reply, ever; from the first hang on /health does not reply either
   die          the server is gone at once
+  busy>N       answers 429 while N requests are in hand; alone or with `retry-after`
 and the clause `hang-health-ok` keeps /health green while requests hang.
 Example: 429:0.05,retry-after=0.2;503@10-20;reset:0.01;slow:0.1=200;hang@30;hang-health-ok
 """
@@ -39,6 +40,7 @@ KINDS = ("reset", "truncate", "badjson", "nologprobs", "cut", "slow", "hang", "d
 _CLAUSE = re.compile(
     r"([a-z]+|[45]\d\d)(?::([^@=,]+))?(?:@(\d+)(-(\d*))?)?(?:=(\d+(?:\.\d+)?))?(?:,retry-after=(\d+(?:\.\d+)?))?"
 )
+_BUSY = re.compile(r"busy>([1-9]\d*)(?:,retry-after=(\d+(?:\.\d+)?))?")
 _REMEMBERED = 1_000_000
 _FORM = "KIND[:SHARE][@NUMBERS][=MS][,retry-after=SECONDS]"
 
@@ -62,7 +64,13 @@ class FaultPlan:
     def __init__(self, spec: str = "", seed: int = 0) -> None:
         clauses = [clause.strip() for clause in spec.split(";") if clause.strip()]
         self.hang_leaves_health = "hang-health-ok" in clauses
-        self.faults = tuple(_parse(clause) for clause in clauses if clause != "hang-health-ok")
+        busy = [match for clause in clauses if (match := _BUSY.fullmatch(clause))]
+        self.most_in_hand = int(busy[0][1]) if busy else None
+        """How many requests it takes at a time."""
+        self.busy = Fault("429", retry_after=busy[0][2] if busy else None)
+        """What the others meet."""
+        others = (c for c in clauses if c != "hang-health-ok" and not _BUSY.fullmatch(c))
+        self.faults = tuple(_parse(clause) for clause in others)
         self._seed = b"%d" % seed
         self._by_share = any(fault.share < 1.0 for fault in self.faults)
         self._attempts: OrderedDict[bytes, int] = OrderedDict()
