@@ -182,3 +182,8 @@ def test_nothing_is_compiled_behind_an_uncompiled_model(folder: Path) -> None:
     plain = command.vllm(str(folder), EngineSection(), 1).environment
     compiled = command.vllm(str(folder), EngineSection(args=("-O3",)), 1).environment
     assert plain["TORCHDYNAMO_DISABLE"] == "1" and "TORCHDYNAMO_DISABLE" not in compiled
+
+
+def test_a_server_counts_its_tokens_and_says_so_in_its_log_once_a_minute(folder: Path) -> None:
+    arguments, environment, _ = command.vllm(str(folder), EngineSection(), 1)
+    assert "--disable-log-stats" not in arguments and environment["VLLM_LOG_STATS_INTERVAL"] == "60"

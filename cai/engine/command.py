@@ -26,6 +26,7 @@ _QUIET = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "VLLM_LOGGING_LEVEL": "INFO",
+    "VLLM_LOG_STATS_INTERVAL": "60",
 }
 _SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 _BATCH_TOKENS = 2048
@@ -118,7 +119,8 @@ def vllm(
         *("--allowed-origins", "[]"),
         # The model's own generation_config would change the sampling behind our back.
         *("--generation-config", "vllm"),
-        *("--enable-prompt-tokens-details", "--disable-log-stats", "--disable-uvicorn-access-log"),
+        # Without its statistics it counts no tokens, and one that hangs could not be told from one that is slow.
+        *("--enable-prompt-tokens-details", "--disable-uvicorn-access-log"),
         *(("--max-model-len", str(length)) if length else ()),
         *(_adapter_flags(adapters) if adapters else ()),
         *flags,
