@@ -149,11 +149,14 @@ class EngineSection(Section):
     request_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     """How long one request may take."""
     stall_timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    """A server with requests in flight that finishes none for this long is taken for hung."""
+    """A server with requests in flight that answers none and counts no tokens in its `/metrics` for this long is taken
+    for hung; one that counts none at all is judged by `request_timeout_s` alone."""
     retries: Count = 6
-    """How often a request is tried again after 429, 500, 502, 503, 504, a reset or a timeout."""
+    """How often a request is tried again after 408, 500, 502, 504, a reset or a timeout. A push back (429, 503) is
+    waited out and does not count."""
     outage_timeout_s: Annotated[float, Field(gt=0)] = 300.0
-    """How long the run waits for an unreachable server before it stops, resumably."""
+    """How long the run waits for a server that cannot be reached, or pushes all requests back (429, 503), before it
+    stops, resumably."""
     prompts_in_flight: Positive = 64
     """How many prompts walk at once."""
     fast_paths: bool = True

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 
 from cai.config import EngineSection
 from cai.engine.scripted import ScriptedProcess, ScriptedServer
-from cai.engine.transport import Endpoint, Level, _retry_after
+from cai.engine.transport import Endpoint
+from cai.engine.troubles import retry_after
 from cai.errors import EngineError, RejectedError, UserError
 from tests import runs
 
@@ -84,7 +83,7 @@ def test_retry_after_is_honoured() -> None:
 
 def test_retry_after_may_name_a_date() -> None:
     def after(said: str) -> float | None:
-        return _retry_after({"Retry-After": said})
+        return retry_after({"Retry-After": said})
 
     assert 50 < after(format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)) <= 60
     assert after("Wed, 21 Oct 2015 07:28:00 GMT") == after("0") == 0 and after("0.5") == 0.5
@@ -104,73 +103,6 @@ def test_giving_up_names_the_trouble() -> None:
 def test_a_hang_behind_a_green_health_is_noticed() -> None:
     (_, attempts, _), _ = ask("hang@1;hang-health-ok", chat, stall_timeout_s=0.4)
     assert attempts == 2
-
-
-def test_a_slow_answer_is_waited_for_while_tokens_are_made() -> None:
-    """It comes when the server has been looked at several times over, each time with some more tokens."""
-    n_looks = n_asked = 0
-    looked_at = asyncio.Event()
-
-    async def metrics(request: web.Request) -> web.Response:
-        nonlocal n_looks
-        n_looks += 1
-        if n_looks == 6:
-            looked_at.set()
-        return web.Response(text=f'vllm:generation_tokens_total{{model_name="m"}} {n_looks}.0\n')
-
-    async def answer(request: web.Request) -> web.Response:
-        nonlocal n_asked
-        n_asked += 1
-        await looked_at.wait()
-        return web.json_response({})
-
-    async def main() -> int:
-        app = web.Application()
-        app.add_routes([web.get("/metrics", metrics), web.post("/v1/chat/completions", answer)])
-        async with TestServer(app) as server:
-            endpoint = Endpoint(f"http://127.0.0.1:{server.port}", EngineSection(stall_timeout_s=0.2))
-            await endpoint.open()
-            try:
-                return (await chat(endpoint))[1]
-            finally:
-                await endpoint.close()
-
-    assert asyncio.run(main()) == n_asked == 1
-
-
-def test_push_back_halves_the_level_and_answers_raise_it() -> None:
-    level = Level(64, start=32)
-    level.shrink()
-    assert level.limit == 16
-    for _ in range(16):
-        level.grow()
-    assert 16.9 < level.limit <= 17
-    for _ in range(100_000):
-        level.grow()
-    assert level.limit == 64
-
-
-def test_no_more_requests_are_in_flight_than_the_level_allows() -> None:
-    async def main() -> int:
-        level, most, running = Level(5, start=5), 0, 0
-
-        async def one() -> None:
-            nonlocal most, running
-            await level.acquire()
-            running += 1
-            most = max(most, running)
-            await asyncio.sleep(0)
-            running -= 1
-            level.release()
-
-        tasks = [asyncio.create_task(one()) for _ in range(100)]
-        for task in tasks[::7]:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert level.in_flight == 0
-        return most
-
-    assert asyncio.run(main()) == 5
 
 
 @pytest.mark.parametrize(

@@ -144,3 +144,20 @@ def test_the_whole_walk_of_one_prompt(tmp_path: Path, server: servers.Server) ->
             assert "Principle:" in request["messages"][-2]["content"]
             assert set(reply.logprobs) == {"A", "B"} and reply.outside < 0.5
     assert json.loads(runs.cai("status", said["run"], "--json").stdout)["state"] == "done"
+
+
+def test_a_server_we_start_counts_its_tokens(server: servers.Server) -> None:
+    """What tells one that hangs from one that is slow."""
+    turns = (Turn("user", "Name a fruit."),)
+
+    async def count(client: Client) -> tuple[float | None, float | None, bytes]:
+        (endpoint,) = client._endpoints
+        before = await endpoint._tokens_made()
+        await client.generate(Generate(turns, Sampling(max_tokens=4), seed=1))
+        return before, await endpoint._tokens_made(), (await endpoint._get("/metrics", 60))[1]
+
+    before, after, told = ask(server, count)
+    assert before is not None and after is not None and after >= before + 4 and after > 4
+    assert {b"vllm:generation_tokens_total", b"vllm:prompt_tokens_total"} <= {
+        line.partition(b"{")[0] for line in told.splitlines()
+    }
