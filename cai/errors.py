@@ -5,6 +5,7 @@
     │   └── ProblemsError  every problem of one edited file (in cai.yamlfile)
     ├── EngineError        a model server that cannot be used; exit code 1
     │   └── RejectedError  a request the server will never accept: it is not sent again
+    │       └── GaveUpError  a request that the server put off until we gave up
     ├── StoreError         the run folder cannot be read or written; exit code 1
     ├── Stopped            a clean, resumable stop (budget spent); exit code 3
     └── TrainError         training cannot go on (NaN, damaged checkpoint); exit code 1
@@ -33,6 +34,10 @@ class EngineError(CaiError):
 
 class RejectedError(EngineError):
     """The server rejected this one request for good (400, 404, 413, 422); other requests may still succeed."""
+
+
+class GaveUpError(RejectedError):
+    """The server put this one request off as often as we asked: too much to do says nothing about the request."""
 
 
 class StoreError(CaiError):

@@ -34,6 +34,11 @@ class Level:
         """Whether nothing may be sent for now."""
         return self._opening is not None
 
+    @property
+    def waiting(self) -> int:
+        """How many that have not been sent yet wait for a place."""
+        return len(self._following) + len(self._beginning)
+
     async def acquire(self, *, follows: bool = False) -> int:
         """Wait for a place, first come, first served; those that follow go before those that begin.
 

@@ -30,7 +30,7 @@ import orjson
 from cai.config import EngineSection
 from cai.engine.level import Level
 from cai.engine.troubles import Elsewhere, TryAgain, Unreachable, read_answer
-from cai.errors import EngineError, RejectedError, UserError
+from cai.errors import EngineError, GaveUpError, UserError
 
 _CONNECT_S = 10.0
 _PROBE_S = 10.0
@@ -344,9 +344,9 @@ class _Asked:
         """How often it was sent without an answer."""
         return self.n_tries + self.n_push_backs
 
-    def given_up(self, url: str, trouble: str) -> RejectedError:
+    def given_up(self, url: str, trouble: str) -> GaveUpError:
         """Return the error that ends it."""
-        return RejectedError(f"{url}{self.path}: gave up after {self.n_failed} attempts, last: {trouble}")
+        return GaveUpError(f"{url}{self.path}: gave up after {self.n_failed} attempts, last: {trouble}")
 
 
 def _pause(attempt: int) -> float:
