@@ -105,7 +105,7 @@ def _chat(chat: Any) -> Iterator[Turn]:
     for message in chat if isinstance(chat, list) else ():
         if isinstance(message, dict) and isinstance(message.get("content"), str):
             role = "assistant" if str(message.get("role")).lower() == "assistant" else "user"
-            yield Turn(role, message["content"].strip())
+            yield Turn(role, message["content"].strip(), is_example=True)
 
 
 def _transcript(text: str) -> Iterator[Turn]:
@@ -117,9 +117,9 @@ def _transcript(text: str) -> Iterator[Turn]:
             continue
         if mark[1].endswith("Request"):
             kind = mark[1].removesuffix("Request")
-            yield Turn("user", f"{kind} request: {said}")
+            yield Turn("user", f"{kind} request: {said}", is_example=True)
         else:
-            yield Turn(_ROLES[mark[1]], said)  # type: ignore[arg-type]
+            yield Turn(_ROLES[mark[1]], said, is_example=True)  # type: ignore[arg-type]
 
 
 # -- comparisons -------------------------------------------------------------------------------------------------------

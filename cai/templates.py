@@ -43,11 +43,13 @@ _MARKER = re.compile(r"<<(?=\s*(?:end\s+)?(?:answer|conversation)\b)", re.IGNORE
 class Turn:
     """One turn sent to a model: a role and a text that knows its content id."""
 
-    __slots__ = ("role", "text", "_text_id")
+    __slots__ = ("role", "text", "is_example", "_text_id")
 
-    def __init__(self, role: Role, text: str) -> None:
+    def __init__(self, role: Role, text: str, *, is_example: bool = False) -> None:
+        """`is_example` marks a turn of a worked example, which many conversations begin with; it is no part of it."""
         self.role = role
         self.text = text
+        self.is_example = is_example
         self._text_id: str | None = None
 
     @property
