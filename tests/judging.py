@@ -35,7 +35,7 @@ class InProcess(inprocess.InProcess):
         self.written.append(request)
         return await super().generate(request)
 
-    async def score(self, group: ScoreGroup) -> list[Reply]:
+    async def score(self, group: ScoreGroup, heard: Any = None) -> list[Reply]:
         self.asked.append(group)
         return [self._change(reply) for reply in await super().score(group)]
 

@@ -39,7 +39,7 @@ class Brief:
         await asyncio.sleep(0)
         return Reply(text=f"Yes, {request.turns[-1].text}", finish_reason="stop")
 
-    async def score(self, group: ScoreGroup) -> list[Reply]:
+    async def score(self, group: ScoreGroup, heard: Any = None) -> list[Reply]:
         raise AssertionError("nobody judges here")
 
 

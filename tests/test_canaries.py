@@ -130,7 +130,7 @@ def obedient(group: object, reply: Reply) -> Reply:
 class Obedient(InProcess):
     """A judge that obeys an order which no pattern knows."""
 
-    async def score(self, group):
+    async def score(self, group, heard=None):
         return [obedient(group, reply) for reply in await super().score(group)]
 
 

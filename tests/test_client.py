@@ -3,76 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cai.config import EngineSection
+from cai import fewshot
 from cai.engine.client import Client
 from cai.engine.model import Generate, Reply, Sampling, ScoreGroup
-from cai.engine.tokens import ByteTokens
-from cai.engine.transport import Level
 from cai.errors import RejectedError
+from cai.records import Message, Prompt
+from cai.stages.respond import opening
 from cai.templates import Turn
+from tests.stub import CHAT, IDS, SHARES, Stub, client, group, sound
 
-CHAT, IDS, SHARES = "/v1/chat/completions", "/v1/completions", "/generative_scoring"
 SAMPLING = Sampling(max_tokens=8)
-
-
-class Stub:
-    """A server that holds what it is asked until `answer` lets it go, and notes it."""
-
-    is_up = True
-
-    def __init__(self, url: str, answer: Callable[[str, dict[str, Any]], Awaitable[Any]], most: int = 64) -> None:
-        self.url, self._answer = url, answer
-        self.level = Level(most)
-        self.asked: list[tuple[str, dict[str, Any]]] = []
-
-    async def post(self, path: str, payload: dict[str, Any], *, follows: bool = False) -> tuple[Any, int, float]:
-        await self.level.acquire(follows=follows)
-        try:
-            self.asked.append((path, payload))
-            return await self._answer(path, payload), 1, 0.01
-        finally:
-            self.level.release()
-
-    @property
-    def questions(self) -> list[str]:
-        """The chats it was asked, by pair and principle."""
-        return [f"{p['messages'][0]['content']}{p['messages'][1]['content']}" for path, p in self.asked if path == CHAT]
-
-
-def group(pair: str = "a", n: int = 4) -> ScoreGroup:
-    tails = tuple((Turn("user", str(i)), Turn("assistant", "It is answer")) for i in range(n))
-    return ScoreGroup((Turn("user", pair),), tails, ("A", "B"))
-
-
-def client(*stubs: Stub, max_len: int | None = None, **settings: Any) -> Client:
-    tokens = ByteTokens(max_len)
-    return Client(stubs, EngineSection(**settings), identity="m", name="m", tokenizer=tokens)  # type: ignore[arg-type]
-
-
-async def sound(path: str, payload: dict[str, Any]) -> dict[str, Any]:
-    """Answer as a server does that knows every road: A with probability 0.9."""
-    await asyncio.sleep(0)
-    logprobs = {"A": math.log(0.9), "B": math.log(0.1)}
-    if path == SHARES:
-        return {"data": [{"index": i, "score": 0.9} for i in range(len(payload["items"]))]}
-    if path == CHAT:
-        listed = [{"token": letter, "logprob": lp} for letter, lp in logprobs.items()]
-        message = {"role": "assistant", "content": "A"}
-        return {"choices": [{"index": 0, "message": message, "logprobs": {"content": [{"top_logprobs": listed}]}}]}
-    if "logprobs" not in payload:
-        return {"choices": [{"index": 0, "text": "Yes.", "finish_reason": "stop"}]}
-    table = {f"token_id:{ord(letter)}": lp for letter, lp in logprobs.items()}
-    return {
-        "choices": [
-            {"index": i, "text": "A", "logprobs": {"top_logprobs": [table]}} for i in range(len(payload["prompt"]))
-        ]
-    }
 
 
 def test_a_group_once_begun_is_ended_before_others_begin() -> None:
@@ -133,7 +78,7 @@ def test_a_conversation_stays_on_the_replica_that_has_read_it() -> None:
 
 
 def test_replicas_have_about_as_much_in_flight_whatever_the_conversations_begin_with() -> None:
-    """All begin with the same worked example, so all would go to one."""
+    """All begin with the same question, so all would go to one."""
     goes_on = asyncio.Event()
 
     async def answer(path: str, payload: dict[str, Any]) -> Any:
@@ -144,8 +89,8 @@ def test_replicas_have_about_as_much_in_flight_whatever_the_conversations_begin_
 
     async def main() -> None:
         asking = client(*stubs)
-        shot = (Turn("user", "An example."), Turn("assistant", "An answer."))
-        requests = [Generate((*shot, Turn("user", str(i))), SAMPLING, i) for i in range(40)]
+        start = (Turn("user", "A question."), Turn("assistant", "An answer."))
+        requests = [Generate((*start, Turn("user", str(i))), SAMPLING, i) for i in range(40)]
         asked = asyncio.gather(*(asking.generate(request) for request in requests))
         for _ in range(5):
             await asyncio.sleep(0)
@@ -154,6 +99,79 @@ def test_replicas_have_about_as_much_in_flight_whatever_the_conversations_begin_
         await asked
 
     asyncio.run(main())
+
+
+def asks(text: str) -> Generate:
+    return Generate((Turn("user", text),), SAMPLING, 0)
+
+
+def test_what_exceeds_every_level_waits_where_the_levels_are_high() -> None:
+    """One server has pushed back and bears eight; all that both cannot take at once must not queue there."""
+    goes_on = asyncio.Event()
+
+    async def answer(path: str, payload: dict[str, Any]) -> Any:
+        await goes_on.wait()
+        return await sound(path, payload)
+
+    weak, strong = stubs = [Stub(f"http://{name}", answer) for name in ("weak", "strong")]
+    weak.level.limit = 8.4
+
+    async def main() -> None:
+        asking = client(*stubs)
+        asked = asyncio.gather(*(asking.generate(asks(f"Question {i}?")) for i in range(288)))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        loads = [stub.level.in_flight + stub.level.waiting for stub in stubs]
+        # In proportion to their levels of 8 and 64.
+        assert sum(loads) == 288 and 30 <= loads[0] <= 34
+        assert [stub.level.in_flight for stub in stubs] == [8, 64]
+        goes_on.set()
+        await asked
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("in_flight", "stays"), [(30, True), (64, False)])
+def test_a_conversation_stays_while_its_replica_has_its_part_of_the_work_by_its_level(
+    in_flight: int, stays: bool
+) -> None:
+    """Next to a server that bears eight, thirty are no more than the part of one that bears sixty-four."""
+    weak, strong = stubs = [Stub(f"http://{name}", sound) for name in ("weak", "strong")]
+
+    async def main() -> set[str]:
+        asking = client(*stubs)
+        own = [f"{i}?" for i in range(20) if (await asking.generate(asks(f"{i}?"))).server == strong.url]
+        assert len(own) > 3
+        weak.level.limit, weak.level.in_flight, strong.level.in_flight = 8.4, 4, in_flight
+        return {(await asking.generate(asks(text))).server for text in own}
+
+    assert asyncio.run(main()) == {strong.url if stays else weak.url}
+
+
+def test_worked_examples_do_not_decide_where_a_conversation_goes(tmp_path: Path) -> None:
+    """An answer, its critique and its revision read the same conversation; only the examples are common to all."""
+    (tmp_path / "shots.txt").write_text(
+        '["\\n\\nHuman: Lend me a saw.\\n\\nAssistant: No.\\n\\nCritiqueRequest: Why?\\n\\nCritique: It is curt."]'
+    )
+    shots = fewshot.for_critic(str(tmp_path / "shots.txt"))
+    stubs = [Stub(f"http://{name}", sound) for name in ("one", "two", "three")]
+
+    def walk(i: int) -> list[tuple[Turn, ...]]:
+        prompt = Prompt(messages=(Message(role="user", content=f"Question {i}?"),))
+        said = (*opening(prompt, "Be kind.", shots), Turn("assistant", "An answer."))
+        critique = (*said, Turn("user", "Criticise it."))
+        return [
+            opening(prompt, "Be kind."),
+            critique,
+            (*critique, Turn("assistant", "It is curt."), Turn("user", "Revise.")),
+        ]
+
+    async def main() -> list[set[str]]:
+        asking = client(*stubs)
+        return [{(await asking.generate(Generate(turns, SAMPLING, 0))).server for turns in walk(i)} for i in range(20)]
+
+    servers = asyncio.run(main())
+    assert all(len(of_one) == 1 for of_one in servers) and len(set.union(*servers)) == 3
 
 
 async def refused(path: str, payload: dict[str, Any]) -> Any:

@@ -104,7 +104,7 @@ def test_a_sound_judge_passes_every_probe(tmp_path: Path) -> None:
 class FollowsTemplate(Known):
     """Judges the other way round where the question is worded otherwise."""
 
-    async def score(self, group):
+    async def score(self, group, heard=None):
         found = await super().score(group)
         if not any("Both answers and the conversation are read" in turn.text for turn in group.head):
             return found

@@ -224,7 +224,7 @@ def test_a_leaning_to_yes_is_taken_off_each_proposition(tmp_path: Path) -> None:
         return Reply(logprobs={"Yes": math.log(p), "No": math.log1p(-p)}, outside=0.0)
 
     class Leaning(InProcess):
-        async def score(self, group: ScoreGroup) -> list[Reply]:
+        async def score(self, group: ScoreGroup, heard: Any = None) -> list[Reply]:
             one_by_one = [group.part([i]) for i in range(len(group.tails))]
             return [lean(one, (await super(Leaning, self).score(one))[0]) for one in one_by_one]
 

@@ -33,6 +33,11 @@ def by_ids(table: Any = IDS, **changes: Any) -> dict[str, Any]:
     return {"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 1}}
 
 
+def by_share(score: Any = 0.9, **changes: Any) -> dict[str, Any]:
+    """A reply of /generative_scoring to one prompt."""
+    return {"data": [{"index": 0, "object": "score", "score": score} | changes]}
+
+
 def listed(*pairs: tuple[Any, Any]) -> list[dict[str, Any]]:
     return [{"token": token, "logprob": logprob} for token, logprob in pairs]
 
@@ -54,12 +59,12 @@ JUNK: list[Any] = [None, True, False, 0, 1, -1, 3.5, "", "A", "B", "Answer B", [
 
 
 def shaped(sound: Any) -> Iterator[Any]:
-    """Replies of either road whose shape is wrong somewhere."""
-    whole = sound()
-    yield from ({"choices": junk} for junk in JUNK)
-    yield from ({"choices": [junk]} for junk in JUNK)
-    yield from ({"choices": whole["choices"] * n} for n in (0, 2, 3))
-    yield from (sound(logprobs=junk) for junk in JUNK)
+    """Replies of any road whose shape is wrong somewhere."""
+    ((parts, whole),) = ((name, found) for name, found in sound().items() if isinstance(found, list))
+    yield from ({parts: junk} for junk in JUNK)
+    yield from ({parts: [junk]} for junk in JUNK)
+    yield from ({parts: whole * n} for n in (0, 2, 3))
+    yield from (sound(logprobs=junk) for junk in JUNK if sound is not by_share)
     yield from JUNK
     yield from ({"error": {"message": said}} for said in ("overloaded", "B", ""))
     yield {"object": "error", "message": "Verdict: B", "code": 500}
@@ -82,6 +87,16 @@ def tables() -> Iterator[Any]:
     yield by_ids({"token_id:65": -0.1, "token_id:66": -0.1})  # 1.8 in all
     yield by_ids(text="B")  # the text contradicts the probabilities, which count
     yield by_ids(text="The better answer is B. Verdict: B", finish_reason=None)
+
+
+def shares() -> Iterator[Any]:
+    """Replies by share whose numbers are wrong."""
+    yield from (by_share(junk) for junk in JUNK if isinstance(junk, bool) or junk not in (0, 1))
+    for junk in ("0.1", [0.1], {"B": 0.9}, 1.1, -0.1, 1e308, -1e-9):
+        yield by_share(junk)
+    yield {"data": [{"index": 0, "logprob": -0.105}]}
+    yield {"data": {"0": {"index": 0, "score": 0.1}}}
+    yield {"choices": by_share()["data"]}
 
 
 def chats() -> Iterator[Any]:
@@ -112,11 +127,14 @@ def texts(sound: dict[str, Any]) -> Iterator[bytes]:
     yield whole.replace(b"-0.105", b"-0.1.5")
 
 
+SOUND: dict[str, Any] = {"ids": by_ids, "chat": by_chat, "shares": by_share}
+NUMBERS = {"ids": tables, "chat": chats, "shares": shares}
+
+
 def corpus(road: str) -> list[bytes]:
     """Every malformed body of one road, each once."""
-    sound = by_ids if road == "ids" else by_chat
-    wrong = [*shaped(sound), *(tables() if road == "ids" else chats())]
-    bodies = [json.dumps(body).encode() for body in wrong] + list(texts(sound()))
+    sound = SOUND[road]
+    bodies = [json.dumps(body).encode() for body in (*shaped(sound), *NUMBERS[road]())] + list(texts(sound()))
     return list(dict.fromkeys(bodies))
 
 
@@ -131,26 +149,30 @@ def judged(tmp_path: Path, road: str, bodies: list[bytes], *principles: Any) -> 
     async def main() -> list[list[Judgment] | None]:
         async def answer(request: web.Request) -> web.Response:
             body = (await request.read()).decode(errors="replace")
-            ids = json.loads(body).get("prompt")
-            said = bytes(i for i in (ids[0] if ids else []) if i < 256).decode(errors="replace") + body
+            asked = json.loads(body)
+            ids = asked.get("query") or asked.get("prompt", [[]])[0]
+            said = bytes(i for i in ids if i < 256).decode(errors="replace") + body
             return web.Response(
                 body=bodies[int(said.partition("item ")[2].split()[0])], content_type="application/json"
             )
 
         app = web.Application(client_max_size=2**24)
-        app.router.add_post("/v1/{rest:.*}", answer)
+        app.router.add_post("/{rest:.*}", answer)
         runner = web.AppRunner(app)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-        engine = EngineSection(kind="vllm", retries=0, fast_paths=road == "ids")
+        engine = EngineSection(kind="vllm", retries=0, fast_paths=road != "chat")
         endpoint = Endpoint(f"http://127.0.0.1:{port}", engine)
         await endpoint.open()
-        tokens = ByteTokens() if road == "ids" else None
+        tokens = ByteTokens() if road != "chat" else None
         client = Client([endpoint], engine, identity="m", name="m", tokenizer=tokens)
+        if road == "shares":
+            client.roads.drop("/v1/completions")
         store = Store(tmp_path / "store.sqlite")
-        recorded, bench = Recorded(client, store, Tally()), a_bench(*principles)
+        recorded = Recorded(client, store, Tally())
+        bench = a_bench(*principles, max_outside_mass=1.0 if road == "shares" else 0.5)
         try:
             return [await one(i, recorded, bench) for i in range(len(bodies))]
         finally:
@@ -169,11 +191,11 @@ def judged(tmp_path: Path, road: str, bodies: list[bytes], *principles: Any) -> 
     return asyncio.run(main())
 
 
-@pytest.mark.parametrize("road", ["ids", "chat"])
+@pytest.mark.parametrize("road", SOUND)
 def test_no_malformed_reply_gives_a_wrong_verdict(tmp_path: Path, road: str) -> None:
     """What a sound reply says is letter A; nothing else may ever come of a damaged one."""
     bodies = corpus(road)
-    assert len(bodies) > 200
+    assert len(bodies) > (100 if road == "shares" else 200)
     n_usable = 0
     for body, found in zip(bodies, judged(tmp_path, road, bodies), strict=True):
         for judgment in found or []:
@@ -184,26 +206,51 @@ def test_no_malformed_reply_gives_a_wrong_verdict(tmp_path: Path, road: str) -> 
     assert n_usable <= len(bodies) / 10
 
 
-@pytest.mark.parametrize("road", ["ids", "chat"])
+@pytest.mark.parametrize("road", SOUND)
 def test_the_sound_reply_is_read(tmp_path: Path, road: str) -> None:
-    sound = by_ids() if road == "ids" else by_chat()
+    sound = SOUND[road]()
     ((one, other),) = judged(tmp_path, road, [json.dumps(sound).encode()])  # type: ignore[misc]
     assert (one.verdict, other.verdict) == ("a", "b") and one.p_a == pytest.approx(0.9, abs=1e-3)
 
 
+MISSING = object()
+
+
+def both(road: str, places: tuple[Any, Any]) -> bytes:
+    """A reply to two prompts, the first A and the second B with probability 0.9, under some indices."""
+    if road == "ids":
+        other = {"token_id:65": -2.303, "token_id:66": -0.105}
+        name, parts = "choices", [by_ids(table)["choices"][0] for table in (IDS, other)]
+    else:
+        name, parts = "data", [by_share(score)["data"][0] for score in (0.9, 0.1)]
+    for part, place in zip(parts, places, strict=True):
+        part["index"] = place
+    return json.dumps({name: [{k: v for k, v in part.items() if v is not MISSING} for part in parts]}).encode()
+
+
 @pytest.mark.parametrize(
-    "places", [(0, 0), (1, 1), (None, None), (0, None), ("0", "1"), (0, 2), (-1, 0), (True, False)]
+    "places",
+    [
+        (0, 0),
+        (1, 1),
+        (None, None),
+        (0, None),
+        (MISSING, MISSING),
+        (1, MISSING),
+        ("0", "1"),
+        (0, 2),
+        (-1, 0),
+        (True, False),
+    ],
 )
-def test_answers_that_cannot_be_told_apart_decide_nothing(tmp_path: Path, places: tuple[Any, Any]) -> None:
+@pytest.mark.parametrize("road", ["ids", "shares"])
+def test_answers_that_cannot_be_told_apart_decide_nothing(tmp_path: Path, places: tuple[Any, Any], road: str) -> None:
     """Two principles in one request: whose answer is whose is told by the index alone."""
-    tables_ = (IDS, {"token_id:65": -2.303, "token_id:66": -0.105})
-    choices = [by_ids(t, index=i)["choices"][0] for t, i in zip(tables_, places, strict=True)]
-    (found,) = judged(tmp_path, "ids", [json.dumps({"choices": choices}).encode()], PLAIN, KIND)
+    (found,) = judged(tmp_path, road, [both(road, places)], PLAIN, KIND)
     assert {(j.verdict, j.reason) for j in found or []} == {("invalid", "wrong_indices")}
 
 
-def test_answers_in_another_order_are_sorted_by_their_index(tmp_path: Path) -> None:
-    tables_ = (IDS, {"token_id:65": -2.303, "token_id:66": -0.105})
-    choices = [by_ids(t, index=i)["choices"][0] for t, i in zip(tables_, (1, 0), strict=True)]
-    (found,) = judged(tmp_path, "ids", [json.dumps({"choices": choices}).encode()], PLAIN, KIND)
+@pytest.mark.parametrize("road", ["ids", "shares"])
+def test_answers_in_another_order_are_sorted_by_their_index(tmp_path: Path, road: str) -> None:
+    (found,) = judged(tmp_path, road, [both(road, (1, 0))], PLAIN, KIND)
     assert [j.verdict for j in found or [] if j.order == "ab"] == ["b", "a"]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from cai.engine.scripted import ScriptedProcess
+from cai.config import EngineSection, ModelSection
+from cai.engine import reach, replicas
+from cai.engine.model import Generate, Sampling
+from cai.engine.scripted import ScriptedProcess, ScriptedServer
+from cai.errors import UserError
+from cai.templates import Turn
 from tests import runs
 
 
@@ -71,3 +78,74 @@ def test_servers_of_different_models_are_no_replicas(calm: Calm) -> None:
     with ScriptedProcess(models=("one",)) as one, ScriptedProcess(models=("other",)) as other:
         said = runs.cai("run", shared(calm.folder, "mixed", [one.url, other.url]), "--quiet", check=2).stderr
     assert "replicas of one model list different ones first, 'one', 'other'" in said
+
+
+def late(first: dict[str, Any], then: dict[str, Any], *, wanted: str | None = None) -> tuple[set[str], int]:
+    """Return who answers when the second of two servers comes after the first was looked at, and what it was asked."""
+
+    async def main() -> tuple[set[str], int]:
+        async with ScriptedServer() as gone:
+            port = int(gone.url.rpartition(":")[2])
+        one, other = ScriptedServer(**first), ScriptedServer(port=port, **then)
+        async with AsyncExitStack() as opened:
+            await opened.enter_async_context(one)
+            section = ModelSection(base_url=(one.url, gone.url), served_name=wanted)
+            settings = EngineSection(kind="scripted", max_model_len=1024)
+            asking, endpoints = await reach.connect(section, settings, identity="m", tokenizer=reach.BYTES)
+            for endpoint in endpoints:
+                opened.push_async_callback(endpoint.close)
+            await opened.enter_async_context(other)
+            try:
+                requests = [Generate((Turn("user", f"{i}?"),), Sampling(max_tokens=8), i) for i in range(16)]
+                replies = await asyncio.gather(*(asking.generate(request) for request in requests))
+                return {reply.server for reply in replies}, other.stats["asked"]
+            except UserError:
+                assert other.stats["asked"] == 0, "it is looked at before it is asked"
+                raise
+
+    return asyncio.run(main())
+
+
+def test_a_replica_that_comes_late_is_asked_like_the_others() -> None:
+    servers, n_asked = late({}, {})
+    assert len(servers) == 2 and n_asked > 0
+
+
+def test_a_replica_that_comes_late_with_another_model_is_refused() -> None:
+    with pytest.raises(UserError, match="lists 'other' first, the other replicas 'one'"):
+        late({"models": ("one",)}, {"models": ("other",)})
+    servers, _ = late({"models": ("one", "both")}, {"models": ("other", "both")}, wanted="both")
+    assert len(servers) == 2
+
+
+def test_a_replica_that_comes_late_with_a_shorter_context_is_refused() -> None:
+    """On `/generative_scoring` it would cut what the others read, without a word."""
+    with pytest.raises(UserError, match="has a context of 256 tokens, requests are held to 1024"):
+        late({"max_model_len": 1024}, {"max_model_len": 256})
+    assert len(late({"max_model_len": 1024}, {"max_model_len": 2048})[0]) == 2
+
+
+def test_a_replica_that_stays_away_is_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And whoever is looked for in vain is looked for by one, not by all that would ask it."""
+
+    async def main() -> tuple[set[str], int]:
+        async with ScriptedServer() as gone:
+            pass
+        async with ScriptedServer() as one, AsyncExitStack() as opened:
+            section = ModelSection(base_url=(one.url, gone.url))
+            asking, endpoints = await reach.connect(section, EngineSection(), identity="m", tokenizer=None)
+            for endpoint in endpoints:
+                opened.push_async_callback(endpoint.close)
+            n_looks, first_model = 0, replicas._first_model
+
+            async def counted(endpoint: Any) -> Any:
+                nonlocal n_looks
+                n_looks += 1
+                return await first_model(endpoint)
+
+            monkeypatch.setattr(replicas, "_first_model", counted)
+            requests = [Generate((Turn("user", f"{i}?"),), Sampling(max_tokens=8), i) for i in range(16)]
+            replies = await asyncio.gather(*(asking.generate(request) for request in requests))
+            return {reply.server for reply in replies} - {one.url}, n_looks
+
+    assert asyncio.run(main()) == (set(), 1)

@@ -62,7 +62,7 @@ class Unruly(InProcess):
         await self._befall()
         return await super().generate(request)
 
-    async def score(self, group: ScoreGroup) -> list[Reply]:
+    async def score(self, group: ScoreGroup, heard: Any = None) -> list[Reply]:
         await self._befall()
         return await super().score(group)
 

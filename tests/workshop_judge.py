@@ -35,7 +35,7 @@ class FunctionJudge:
         self.n_written += 1
         return Reply(text=self.say(_text(request.turns)), finish_reason="stop")
 
-    async def score(self, group: ScoreGroup) -> list[Reply]:
+    async def score(self, group: ScoreGroup, heard: Any = None) -> list[Reply]:
         self.n_scored += len(group.tails)
         return [_reply(self.believe(_text(group.head), _text(tail))) for tail in group.tails]
 

@@ -8,28 +8,27 @@ go as chat completions and the server renders them; so do judgments where a serv
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
-import math
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol, TypeVar
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import orjson
 
 from cai import canon
 from cai.config import EngineSection
 from cai.engine import scoring
-from cai.engine.model import Generate, Likelihood, Reply, Sampling, ScoreGroup
+from cai.engine.model import Generate, Heard, Likelihood, Reply, Sampling, ScoreGroup
+from cai.engine.replicas import Replica, Replicas, Served
+from cai.engine.scoring import CHAT, COMPLETIONS, SHARES, Roads
 from cai.engine.tokens import Split
-from cai.engine.transport import Elsewhere, Endpoint
-from cai.errors import EngineError, RejectedError, UserError
+from cai.engine.transport import Endpoint
+from cai.errors import GaveUpError, RejectedError
 from cai.templates import Turn
 
 _CHAT_TOP = 20
-Answered = TypeVar("Answered")
-_SHARES, _COMPLETIONS, _CHAT = "/generative_scoring", "/v1/completions", "/v1/chat/completions"
-_UNEVEN = 1.25
-"""A replica holds at most this many times its part of the work in flight (Mirrokni, Thorup and Zadimoghaddam 2018)."""
+_NOT_OFFERED = frozenset({404, 405, 501})
+_NOT_UNDERSTOOD = frozenset({400, 422})
 
 
 class Tokenizer(Protocol):
@@ -64,40 +63,54 @@ class Client:
         identity: str,
         name: str,
         tokenizer: Tokenizer | None,
+        served: Served | None = None,
     ) -> None:
+        """`served` is what the endpoints say they serve, where that was looked at (`cai.engine.replicas.look`)."""
         self.identity = identity
         self.name = name
-        self._endpoints = list(endpoints)
-        for endpoint in self._endpoints:
-            endpoint.elsewhere = lambda own=endpoint: any(e.is_up for e in self._endpoints if e is not own)
+        self._replicas = Replicas(endpoints, served)
         self._settings = settings
         self._tokens = tokenizer
-        self._by_ids = tokenizer is not None and settings.fast_paths
-        self._ids_answered = False
-        """Whether token ids have brought probabilities: from then on a refusal is the request's own fault."""
-        self.roads = scoring.Roads((_SHARES, _COMPLETIONS))
+        self.roads = scoring.AllRoads([(replica.endpoint.url, replica.roads) for replica in self._replicas.all])
 
     async def generate(self, request: Generate) -> Reply:
         """Return one continuation. Raises RejectedError where the prompt leaves no room in the context."""
-        return await self._of_any(request.turns, lambda endpoint: self._generate(request, endpoint))
+        return await self._replicas.of_any(request.turns, lambda replica: self._generate(request, replica.endpoint))
 
-    async def score(self, group: ScoreGroup) -> list[Reply]:
-        """Return one reply per tail. A tail that does not fit the context is invalid (`too_long`), not an error."""
-        return await self._of_any(group.head, lambda endpoint: self._score(group, endpoint))
+    async def score(self, group: ScoreGroup, heard: Heard | None = None) -> list[Reply]:
+        """Return one reply per tail. A tail that does not fit the context is invalid (`too_long`), not an error.
+
+        By chat completions `heard` is told of each reply as it comes, the others' refusal or not.
+        """
+        replies: dict[int, Reply] = {}
+
+        async def ask(replica: Replica) -> None:
+            rest = [i for i in range(len(group.tails)) if i not in replies]  # all, unless a replica has gone away
+
+            def note(place: int, reply: Reply) -> None:
+                replies[rest[place]] = reply
+                if heard:
+                    heard(rest[place], reply)
+
+            found = await self._score(group.part(rest) if replies else group, replica, note)
+            replies.update(zip(rest, found, strict=True))
+
+        await self._replicas.of_any(group.head or group.tails[0], ask)
+        return [replies[i] for i in range(len(group.tails))]
 
     async def likelihood(self, request: Likelihood) -> Reply:
         """Return the log-likelihood of an answer; a reply with `error` where only chat completions can be asked."""
         if self._tokens is None:
             return Reply(error="no_tokenizer")
-        return await self._of_any(request.turns, lambda endpoint: self._likelihood(request, endpoint))
+        return await self._replicas.of_any(request.turns, lambda replica: self._likelihood(request, replica.endpoint))
 
     async def _generate(self, request: Generate, endpoint: Endpoint) -> Reply:
         if self._tokens is None:
-            path, payload = _CHAT, {"messages": _messages(request.turns)}
+            path, payload = CHAT, {"messages": _messages(request.turns)}
         else:
             ids = self._tokens.prompt_ids(request.turns, open_final=False)
             self._fits(len(ids), request.sampling.max_tokens)
-            path, payload = _COMPLETIONS, {"prompt": ids}
+            path, payload = COMPLETIONS, {"prompt": ids}
         payload |= {"model": self.name, "seed": request.seed, **_sampling(request.sampling)}
         follows = any(turn.role == "assistant" for turn in request.turns)
         answer, attempts, seconds = await endpoint.post(path, payload, follows=follows)
@@ -108,36 +121,6 @@ class Client:
         if reply.error:
             raise RejectedError(f"{endpoint.url}{path}: answered without text ({reply.error})")
         return self._signed(reply, path, endpoint, attempts, seconds, scoring.usage(answer))
-
-    async def _score(self, group: ScoreGroup, endpoint: Endpoint) -> list[Reply]:
-        if not self._by_ids:
-            return await self._score_all_by_chat(group, endpoint)
-        try:
-            found = await self._score_by_ids(group, endpoint)
-        except RejectedError:
-            if self._ids_answered:
-                raise
-            return await self._score_by_last_road(group, endpoint)
-        if not self._ids_answered:
-            if all(reply.error == "no_probabilities" for reply in found):  # it passed over what it does not know
-                return await self._score_by_last_road(group, endpoint)
-            self._ids_answered |= any(reply.logprobs for reply in found)
-        return found
-
-    async def _score_by_last_road(self, group: ScoreGroup, endpoint: Endpoint) -> list[Reply]:
-        """Ask as chat what token ids have brought nothing for, and stay with it if it brings more."""
-        replies = await self._score_all_by_chat(group, endpoint)
-        if not self._ids_answered and any(reply.logprobs for reply in replies):
-            self._by_ids = False
-            self.roads.drop(_COMPLETIONS)
-        return replies
-
-    async def _score_all_by_chat(self, group: ScoreGroup, endpoint: Endpoint) -> list[Reply]:
-        # The first one leads: when it is answered its beginning is cached, and the others follow.
-        leader, *others = range(len(group.tails))
-        first = await self._score_by_chat(group, leader, endpoint)
-        following = (self._score_by_chat(group, i, endpoint, follows=True) for i in others)
-        return [first, *await asyncio.gather(*following)]
 
     async def _likelihood(self, request: Likelihood, endpoint: Endpoint) -> Reply:
         assert self._tokens is not None
@@ -151,41 +134,76 @@ class Client:
             "temperature": 0,
             "prompt_logprobs": 0,
         }
-        answer, attempts, seconds = await endpoint.post(_COMPLETIONS, payload)
+        answer, attempts, seconds = await endpoint.post(COMPLETIONS, payload)
         try:
             reply = scoring.likelihood(scoring.choices(answer, 1)[0], len(answer_ids))
         except scoring.Unreadable as error:
             reply = Reply(error=str(error))
         said = scoring.usage(answer) | {"n_completion": len(answer_ids)}
-        return self._signed(reply, _COMPLETIONS, endpoint, attempts, seconds, said)
+        return self._signed(reply, COMPLETIONS, endpoint, attempts, seconds, said)
 
     # -- scoring roads -----------------------------------------------------------------------------------------------
 
-    async def _score_by_ids(self, group: ScoreGroup, endpoint: Endpoint) -> list[Reply]:
-        assert self._tokens is not None
-        prompts = self._tokens.split_ids(group.head, group.tails, group.options)
+    async def _score(self, group: ScoreGroup, replica: Replica, heard: Heard) -> list[Reply]:
+        prompts = self._prompts(group, replica.roads)
+        ways = [*(_ways(group, prompts, replica.roads) if prompts else ()), CHAT]
+        return await self._by_first_of(ways, prompts, group, replica, heard)
+
+    def _prompts(self, group: ScoreGroup, roads: Roads) -> Split | None:
+        """Return the group's token ids, or None where they can be sent by no road."""
+        able = roads.offers(COMPLETIONS) or (_tells_enough(group) and roads.offers(SHARES))
+        if self._tokens is None or not self._settings.fast_paths or not able:
+            return None
+        return self._tokens.split_ids(group.head, group.tails, group.options)
+
+    async def _by_first_of(
+        self, ways: Sequence[str], prompts: Split | None, group: ScoreGroup, replica: Replica, heard: Heard
+    ) -> list[Reply]:
+        """Ask by the first of some roads, and by those after it where the server seems not to offer that one.
+
+        It is left for good where another has brought, for the same group, what it did not.
+        """
+        (road, *others), roads = ways, replica.roads
+        if not others:
+            return await self._score_all_by_chat(group, replica.endpoint, heard)
+        assert prompts is not None
+        is_missing = is_strange = False
+        try:
+            replies = await self._score_by_ids(road, prompts, group, replica)
+            if road in roads.answered or not _are_passed_over(replies):
+                return replies
+            is_strange = True
+        except RejectedError as error:
+            # Putting off says nothing about the road; nor does a refusal where it has answered. With token ids another
+            # road may still take it, but chat renders a prompt of its own.
+            if others == [CHAT] and (isinstance(error, GaveUpError) or road in roads.answered):
+                raise
+            status = _status(error, replica.endpoint.url + road)
+            is_missing, is_strange = status in _NOT_OFFERED, status in _NOT_UNDERSTOOD
+        replies = await self._by_first_of(others, prompts, group, replica, heard)
+        # Meanwhile it may have answered others: then this group alone was at fault.
+        if (is_missing or (is_strange and road not in roads.answered)) and any(reply.logprobs for reply in replies):
+            roads.drop(road)
+        return replies
+
+    async def _score_by_ids(self, road: str, prompts: Split, group: ScoreGroup, replica: Replica) -> list[Reply]:
         lengths = [len(prompts.shared) + len(rest) for rest in prompts.rests]
         replies: list[Reply | None] = [None if self._room(n, 1) else Reply(error="too_long") for n in lengths]
         open_places = [i for i, reply in enumerate(replies) if reply is None]
+        ask = self._shares if road == SHARES else self._batch
         # Tails whose options start with the same tokens travel together; as a rule that is all of them.
         for option_ids, places in itertools.groupby(open_places, key=lambda i: tuple(prompts.options[i])):
             batch = list(places)
-            ask = self._shares if prompts.shared and self._may_take_shares(group) else self._batch
-            for i, reply in zip(batch, await ask(batch, prompts, option_ids, group, endpoint), strict=True):
+            found = await ask(batch, prompts, option_ids, group, replica)
+            if any(reply.logprobs for reply in found):
+                replica.roads.answered.add(road)
+            for i, reply in zip(batch, found, strict=True):
+                reply.n_prompt, reply.n_completion = lengths[i], 1
                 replies[i] = reply
         return [reply for reply in replies if reply is not None]
 
-    def _may_take_shares(self, group: ScoreGroup) -> bool:
-        """Return whether this group goes to `/generative_scoring`, which knows two options and tells no mass."""
-        return self._by_ids and not group.mass and len(group.options) == 2 and self.roads.next() == _SHARES
-
     async def _shares(
-        self,
-        places: list[int],
-        prompts: Split,
-        option_ids: tuple[int, ...],
-        group: ScoreGroup,
-        endpoint: Endpoint,
+        self, places: list[int], prompts: Split, option_ids: tuple[int, ...], group: ScoreGroup, replica: Replica
     ) -> list[Reply]:
         """Score by `/generative_scoring`: the shared beginning travels once. Lengths are checked by now."""
         payload = {
@@ -194,28 +212,16 @@ class Client:
             "items": [prompts.rests[i] for i in places],
             "label_token_ids": list(option_ids),
         }
-        try:
-            answer, attempts, seconds = await endpoint.post(_SHARES, payload)
-        except RejectedError:  # a server without this road; if the request itself is at fault, the other road says so
-            self.roads.drop(_SHARES)
-            return await self._batch(places, prompts, option_ids, group, endpoint)
-        self.roads.note(_SHARES, seconds / len(places))
+        answer, attempts, seconds = await replica.endpoint.post(SHARES, payload)
+        replica.roads.note(SHARES, seconds / len(places))
         try:
             found = scoring.scored_by_share(answer, len(places), group.options)
         except scoring.Unreadable as error:
             found = [Reply(error=str(error), raw=answer) for _ in places]
-        for i, reply in zip(places, found, strict=True):
-            reply.n_prompt, reply.n_completion = len(prompts.shared) + len(prompts.rests[i]), 1
-            self._signed(reply, _SHARES, endpoint, attempts, seconds, {})
-        return found
+        return [self._signed(reply, SHARES, replica.endpoint, attempts, seconds, {}) for reply in found]
 
     async def _batch(
-        self,
-        places: list[int],
-        prompts: Split,
-        option_ids: tuple[int, ...],
-        group: ScoreGroup,
-        endpoint: Endpoint,
+        self, places: list[int], prompts: Split, option_ids: tuple[int, ...], group: ScoreGroup, replica: Replica
     ) -> list[Reply]:
         payload = {
             "model": self.name,
@@ -226,11 +232,11 @@ class Client:
             "logprob_token_ids": list(option_ids),
             "return_tokens_as_token_ids": True,
         }
-        answer, attempts, seconds = await endpoint.post(_COMPLETIONS, payload)
+        answer, attempts, seconds = await replica.endpoint.post(COMPLETIONS, payload)
         if not group.mass:
-            self.roads.note(_COMPLETIONS, seconds / len(places))
-        said = scoring.usage(answer)
-        n_cached = said.pop("n_cached", None)
+            replica.roads.note(COMPLETIONS, seconds / len(places))
+        n_cached = scoring.usage(answer).get("n_cached")
+        said = {"n_cached": n_cached} if len(places) == 1 else {}
         try:
             found = [
                 scoring.scored_by_id(choice, option_ids, group.options)
@@ -238,12 +244,33 @@ class Client:
             ]
         except scoring.Unreadable as error:
             found = [Reply(error=str(error), raw=answer) for _ in places]
-        for i, reply in zip(places, found, strict=True):
-            reply.n_prompt, reply.n_completion = len(prompts.shared) + len(prompts.rests[i]), 1
-            if len(places) == 1:
-                reply.n_cached = n_cached
-            self._signed(reply, _COMPLETIONS, endpoint, attempts, seconds, {})
-        return found
+        return [self._signed(reply, COMPLETIONS, replica.endpoint, attempts, seconds, said) for reply in found]
+
+    async def _score_all_by_chat(self, group: ScoreGroup, endpoint: Endpoint, heard: Heard) -> list[Reply]:
+        replies: dict[int, Reply] = {}
+        refusals: list[RejectedError] = []
+
+        async def one(i: int, *, follows: bool) -> None:
+            replies[i] = await self._score_by_chat(group, i, endpoint, follows=follows)
+            heard(i, replies[i])
+
+        async def follow(i: int) -> None:
+            try:
+                await one(i, follows=True)
+            except RejectedError as error:  # it alone is refused: what the others are answered is kept
+                refusals.append(error)
+
+        # The first one leads: when it is answered its beginning is cached, and the others follow.
+        await one(0, follows=False)
+        try:
+            async with asyncio.TaskGroup() as following:
+                for i in range(1, len(group.tails)):
+                    following.create_task(follow(i))
+        except BaseExceptionGroup as several:
+            raise several.exceptions[0] from None
+        if refusals:
+            raise refusals[0]
+        return [replies[i] for i in range(len(group.tails))]
 
     async def _score_by_chat(self, group: ScoreGroup, i: int, endpoint: Endpoint, *, follows: bool = False) -> Reply:
         turns = group.head + group.tails[i]
@@ -261,33 +288,14 @@ class Client:
             payload |= {"messages": _messages(turns), "add_generation_prompt": False, "continue_final_message": True}
         else:
             payload["messages"] = _messages(turns[:-1] if turns[-1].role == "assistant" else turns)
-        answer, attempts, seconds = await endpoint.post(_CHAT, payload, follows=follows)
+        answer, attempts, seconds = await endpoint.post(CHAT, payload, follows=follows)
         try:
             reply = scoring.scored_by_text(scoring.choices(answer, 1)[0], group.options)
         except scoring.Unreadable as error:
             reply = Reply(error=str(error), raw=answer)
-        return self._signed(reply, _CHAT, endpoint, attempts, seconds, scoring.usage(answer))
+        return self._signed(reply, CHAT, endpoint, attempts, seconds, scoring.usage(answer))
 
-    # -- which server, and does it fit -------------------------------------------------------------------------------
-
-    async def _of_any(self, turns: Sequence[Turn], ask: Callable[[Endpoint], Awaitable[Answered]]) -> Answered:
-        """Return what a replica answers; where one is away, another is asked."""
-        while True:
-            try:
-                return await ask(self._pick(turns))
-            except Elsewhere:
-                continue
-
-    def _pick(self, turns: Sequence[Turn]) -> Endpoint:
-        """Return the replica that has seen this conversation's beginning, unless it has too much to do already."""
-        if len(self._endpoints) == 1:
-            return self._endpoints[0]
-        start = next((t for t in turns if t.role != "system"), turns[0]).text_id
-        up = [endpoint for endpoint in self._endpoints if endpoint.is_up] or self._endpoints
-        ranked = sorted(up, key=lambda e: hashlib.blake2b(f"{start}{e.url}".encode()).digest())
-        even = _UNEVEN * (sum(e.level.in_flight for e in up) + 1) / len(up)
-        free = [e for e in ranked if e.level.in_flight < min(math.ceil(even), int(e.level.limit))]
-        return free[0] if free else min(ranked, key=lambda e: e.level.in_flight / e.level.limit)
+    # -- does it fit -------------------------------------------------------------------------------------------------
 
     def _room(self, n_prompt: int, n_new: int) -> bool:
         assert self._tokens is not None
@@ -310,29 +318,32 @@ class Client:
         return reply
 
 
-async def served_name(endpoints: Sequence[Endpoint], wanted: str | None = None) -> tuple[str, int | None]:
-    """Return the model to ask for, the one `wanted` or the first that all list, and the least context length.
+def _tells_enough(group: ScoreGroup) -> bool:
+    """Return whether `/generative_scoring` can answer a group: it knows two options and tells no mass."""
+    return not group.mass and len(group.options) == 2
 
-    A replica that is away may come later. Raises EngineError where none lists a model, UserError where they list
-    different ones.
+
+def _ways(group: ScoreGroup, prompts: Split, roads: Roads) -> list[str]:
+    """Return the roads with token ids by which to ask a group, in turn.
+
+    Never `/generative_scoring` last: it cuts what is too long for it without a word, which the other refuses.
     """
-    listed = [m for m in await asyncio.gather(*(_first_model(e) for e in endpoints)) if m is not None]
-    if not listed:
-        where = ", ".join(endpoint.url for endpoint in endpoints)
-        raise EngineError(f"{where}: /v1/models lists no model; is it an OpenAI-compatible server, and up?")
-    if wanted is None and len({name for name, _ in listed}) > 1:
-        found = ", ".join(sorted({f"'{name}'" for name, _ in listed}))
-        raise UserError(f"replicas of one model list different ones first, {found}; set served_name, or mend base_url")
-    return wanted or listed[0][0], min((length for _, length in listed if length), default=None)
+    ways = [COMPLETIONS] if roads.offers(COMPLETIONS) else []
+    if _tells_enough(group) and prompts.shared and roads.offers(SHARES) and roads.next() == SHARES:
+        ways.insert(0, SHARES)
+    return ways
 
 
-async def _first_model(endpoint: Endpoint) -> tuple[str, int | None] | None:
-    listed = await endpoint.get("/v1/models")
-    try:
-        first = listed["data"][0]
-        return str(first["id"]), first.get("max_model_len")
-    except (KeyError, IndexError, TypeError):
-        return None
+def _are_passed_over(replies: Sequence[Reply]) -> bool:
+    """Return whether a server answered as one does that passes over what it does not know."""
+    asked = [reply for reply in replies if reply.error != "too_long"]
+    return bool(asked) and all(reply.error == "no_probabilities" for reply in asked)
+
+
+def _status(error: RejectedError, where: str) -> int | None:
+    """Return the HTTP status that a refusal names behind the address; None for a refusal of another kind."""
+    found = re.match(r"[45]\d\d\b", str(error).removeprefix(f"{where}: "))
+    return int(found[0]) if found else None
 
 
 def _as_json(prompts: Split, places: Sequence[int]) -> list[orjson.Fragment]:

@@ -27,7 +27,7 @@ from cai.config import EngineSection
 from cai.engine.batches import Batches
 from cai.engine.command import cpu_multiplies_bfloat16
 from cai.engine.identity import commit_of
-from cai.engine.model import Generate, Likelihood, Reply, Sampling, ScoreGroup
+from cai.engine.model import Generate, Heard, Likelihood, Reply, Sampling, ScoreGroup
 from cai.engine.scoring import LEAST_LOGPROB
 from cai.engine.tokens import Tokens
 from cai.errors import EngineError, RejectedError
@@ -118,7 +118,7 @@ class LocalModel:
         reply = Reply(text=self._tokens.decode(new), finish_reason=finish_reason)
         return _signed(reply, len(ids), len(new), began)
 
-    async def score(self, group: ScoreGroup) -> list[Reply]:
+    async def score(self, group: ScoreGroup, heard: Heard | None = None) -> list[Reply]:
         """Return one reply per tail. A tail that does not fit the context is invalid (`too_long`), not an error."""
         began = time.monotonic()
         split = self._tokens.split_ids(group.head, group.tails, group.options)

@@ -7,7 +7,7 @@ twice; a batch is only transport and is not part of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -185,6 +185,10 @@ _CONTENT = (
 _CIRCUMSTANCES = ("n_cached", "road", "server", "attempts", "duration_s")
 
 
+Heard = Callable[[int, Reply], None]
+"""Is told the place of a tail and its reply."""
+
+
 class Model(Protocol):
     """A model that can be asked. Raises RejectedError for one bad request, EngineError when nothing can be asked."""
 
@@ -195,8 +199,11 @@ class Model(Protocol):
         """Return one continuation."""
         ...
 
-    async def score(self, group: ScoreGroup) -> list[Reply]:
-        """Return one reply per tail, in order."""
+    async def score(self, group: ScoreGroup, heard: Heard | None = None) -> list[Reply]:
+        """Return one reply per tail, in order.
+
+        A model that is answered one by one tells `heard` of each reply as it comes, since the rest may never come.
+        """
         ...
 
     async def likelihood(self, request: Likelihood) -> Reply:

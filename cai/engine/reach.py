@@ -7,8 +7,9 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from cai.config import EngineSection, ModelSection
-from cai.engine.client import Client, served_name
+from cai.engine.client import Client
 from cai.engine.model import Model
+from cai.engine.replicas import look
 from cai.engine.transport import Endpoint
 from cai.errors import UserError
 from cai.model.fetch import resolve
@@ -30,10 +31,13 @@ async def connect(
         for endpoint in endpoints:
             await endpoint.open()
             opened.push_async_callback(endpoint.close)
-        name, length = await served_name(endpoints, section.served_name)
-        tokens = _read(tokenizer, section, engine, length)
+        served = await look(endpoints, section.served_name)
+        tokens = _read(tokenizer, section, engine, served.max_len)
         opened.pop_all()  # nothing failed: they stay open
-    return Client(endpoints, engine, identity=identity, name=name, tokenizer=tokens), endpoints
+    if tokens is not None:
+        served = served._replace(max_len=tokens.max_len)  # what requests are held to, whoever is asked
+    client = Client(endpoints, engine, identity=identity, name=served.name, tokenizer=tokens, served=served)
+    return client, endpoints
 
 
 def load_here(section: ModelSection, engine: EngineSection, *, identity: str) -> Model:

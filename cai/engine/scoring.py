@@ -15,9 +15,12 @@ from cai.engine.model import Reply
 LEAST_LOGPROB = -1e9
 """Stands for a probability of zero, since JSON has no infinity."""
 
+SHARES, COMPLETIONS, CHAT = "/generative_scoring", "/v1/completions", "/v1/chat/completions"
+"""The roads by which a judgment can be asked: the first two with token ids."""
+
 
 class Roads:
-    """The roads by which a server can be asked to score, and what each was found to take.
+    """The roads by which one server can be asked to score, and what each was found to take.
 
     Each is gone by in turn until all have been measured `TRIALS` times; from then on the one that takes the least.
     """
@@ -27,7 +30,13 @@ class Roads:
     def __init__(self, roads: Sequence[str]) -> None:
         self.seconds: dict[str, list[float]] = {road: [] for road in roads}
         self.not_offered: list[str] = []
+        self.answered: set[str] = set()
+        """Those that have brought probabilities: from then on a refusal is the request's own fault."""
         self._tried = dict.fromkeys(roads, 0)
+
+    def offers(self, road: str) -> bool:
+        """Return whether the server may offer a road: nothing has shown that it does not."""
+        return road in self.seconds
 
     def next(self) -> str:
         """Return the road to go by now."""
@@ -63,6 +72,31 @@ class Roads:
         return median(self.seconds[road]) if self.seconds[road] else math.inf
 
 
+class AllRoads:
+    """The roads of every server of a model; each has its own."""
+
+    def __init__(self, servers: Sequence[tuple[str, Roads]]) -> None:
+        """`servers` are (URL, roads)."""
+        self._servers = servers
+
+    def drop(self, road: str) -> None:
+        """Go by a road to none of them."""
+        for _, roads in self._servers:
+            roads.drop(road)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the same as Roads, of all together; what only some do not offer stands under `not_offered_by`."""
+        whole = Roads(())
+        for _, roads in self._servers:
+            for road, measured in roads.seconds.items():
+                whole.seconds.setdefault(road, []).extend(measured)
+        lacking = [road for _, roads in self._servers for road in roads.not_offered]
+        whole.not_offered = [road for road in dict.fromkeys(lacking) if lacking.count(road) == len(self._servers)]
+        only = {url: [r for r in roads.not_offered if r not in whole.not_offered] for url, roads in self._servers}
+        only = {url: roads for url, roads in only.items() if roads}
+        return whole.as_dict() | ({"not_offered_by": only} if only else {})
+
+
 class Unreadable(Exception):
     """An answer that lacks what was asked for; the message is a word to group by."""
 
@@ -87,14 +121,17 @@ def _count(found: Any) -> int | None:
 
 def choices(answer: Any, n: int) -> list[dict[str, Any]]:
     """Return the `n` choices of an answer in order. Raises Unreadable where there are not as many."""
-    found = answer.get("choices") if isinstance(answer, dict) else None
-    if not isinstance(found, list) or len(found) != n or not all(isinstance(c, dict) for c in found):
+    return _in_order(answer.get("choices") if isinstance(answer, dict) else None, n)
+
+
+def _in_order(found: Any, n: int) -> list[dict[str, Any]]:
+    if not isinstance(found, list) or len(found) != n or not all(isinstance(part, dict) for part in found):
         raise Unreadable("wrong_number_of_choices")
-    places = [c.get("index") for c in found] if n > 1 else [0]
+    places = [part.get("index") for part in found] if n > 1 else [0]
     if not all(type(i) is int for i in places) or sorted(places) != list(range(n)):
         # Whose answer is whose cannot be told; one taken for another would be a wrong verdict.
         raise Unreadable("wrong_indices")
-    return [choice for _, choice in sorted(zip(places, found, strict=True), key=lambda pair: pair[0])]
+    return [part for _, part in sorted(zip(places, found, strict=True), key=lambda pair: pair[0])]
 
 
 def generated(choice: dict[str, Any]) -> Reply:
@@ -123,15 +160,13 @@ def scored_by_share(answer: Any, n: int, options: Sequence[str]) -> list[Reply]:
 
     How much probability lies outside the two it does not tell. Raises Unreadable where there are not `n` shares.
     """
-    found = answer.get("data") if isinstance(answer, dict) else None
-    if not isinstance(found, list) or len(found) != n or not all(isinstance(item, dict) for item in found):
-        raise Unreadable("wrong_number_of_choices")
-    return [_share(item, options) for item in sorted(found, key=lambda item: item.get("index", 0))]
+    found = _in_order(answer.get("data") if isinstance(answer, dict) else None, n)
+    return [_share(item, options) for item in found]
 
 
 def _share(item: dict[str, Any], options: Sequence[str]) -> Reply:
     share = item.get("score")
-    if not isinstance(share, float | int) or not 0 <= share <= 1:
+    if isinstance(share, bool) or not isinstance(share, float | int) or not 0 <= share <= 1:
         return Reply(error="no_probabilities", raw=item)
     logprobs = [math.log(p) if p > 0 else LEAST_LOGPROB for p in (share, 1 - share)]
     return Reply(logprobs=dict(zip(options, logprobs, strict=True)))

@@ -14,7 +14,7 @@ from typing import Any
 
 from cai import canon, constitution, shipped
 from cai.config import RunConfig
-from cai.engine.model import Generate, Likelihood, Reply, Reward, ScoreGroup
+from cai.engine.model import Generate, Heard, Likelihood, Reply, Reward, ScoreGroup
 from cai.executors import local
 from cai.manifest import Manifest
 from cai.pipeline import evaluation, judges, licence
@@ -153,7 +153,7 @@ class _StandIn:
     async def generate(self, request: Generate) -> Reply:
         return Reply(text=f"(text {next(self._numbers)} that is not written yet)", finish_reason="stop")
 
-    async def score(self, group: ScoreGroup) -> list[Reply]:
+    async def score(self, group: ScoreGroup, heard: Heard | None = None) -> list[Reply]:
         even = dict.fromkeys(group.options, -1.0)
         return [Reply(logprobs=even, outside=0.0) for _ in group.tails]
 

@@ -16,7 +16,7 @@ from cai.engine import server as servers
 from cai.engine.client import Client
 from cai.engine.command import Adapters, loads_adapters
 from cai.engine.identity import cached_commit, model_identity
-from cai.engine.model import Generate, Likelihood, Model, Reply, ScoreGroup
+from cai.engine.model import Generate, Heard, Likelihood, Model, Reply, ScoreGroup
 from cai.engine.transport import Endpoint
 from cai.errors import CaiError, UserError
 from cai.model.fetch import resolve
@@ -47,9 +47,9 @@ class Lazy:
         """As Model."""
         return await (await self._ready()).generate(request)
 
-    async def score(self, group: ScoreGroup) -> list[Reply]:
+    async def score(self, group: ScoreGroup, heard: Heard | None = None) -> list[Reply]:
         """As Model."""
-        return await (await self._ready()).score(group)
+        return await (await self._ready()).score(group, heard)
 
     async def likelihood(self, request: Likelihood) -> Reply:
         """As Model."""

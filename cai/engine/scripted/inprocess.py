@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from cai.engine.model import Generate, Reply, ScoreGroup
+from cai.engine.model import Generate, Heard, Reply, ScoreGroup
 from cai.engine.scripted.asks import Ask
 from cai.engine.scripted.model import ScriptedModel
 from cai.engine.tokens import ByteTokens
@@ -27,7 +27,7 @@ class InProcess:
         written = self._model.write(_bytes(ids), ask)
         return Reply(text=written.text, finish_reason=written.finish_reason)
 
-    async def score(self, group: ScoreGroup) -> list[Reply]:
+    async def score(self, group: ScoreGroup, heard: Heard | None = None) -> list[Reply]:
         """Return one reply per tail."""
         return [self._one(group, tail) for tail in group.tails]
 
