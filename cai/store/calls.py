@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from cai import canon
 from cai.engine.model import (
     ASKED_AGAIN,
     Generate,
+    Heard,
     Likelihood,
     Model,
     Reply,
@@ -128,25 +130,29 @@ class Recorded:
     async def generate(self, request: Generate) -> Answer:
         """Return one continuation, asked at most once ever."""
         description = request.describe(self.identity)
-        return (await self._ask([description], request.turns, lambda _: self._one(self.model.generate(request))))[0]
+        return (await self._ask([description], request.turns, lambda *_: self._one(self.model.generate(request))))[0]
 
     async def likelihood(self, request: Likelihood) -> Answer:
         """Return the log-likelihood of an answer, asked at most once ever."""
         turns = (*request.turns, Turn("assistant", request.answer))
         description = request.describe(self.identity)
-        return (await self._ask([description], turns, lambda _: self._one(self.model.likelihood(request))))[0]
+        return (await self._ask([description], turns, lambda *_: self._one(self.model.likelihood(request))))[0]
 
     async def reward(self, request: Reward) -> Answer:
         """Return a reward model's score of an answer, asked at most once ever."""
         turns = (*request.turns, Turn("assistant", request.answer))
         description = request.describe(self.identity)
-        return (await self._ask([description], turns, lambda _: self._one(self.model.reward(request))))[0]
+        return (await self._ask([description], turns, lambda *_: self._one(self.model.reward(request))))[0]
 
     async def score(self, group: ScoreGroup) -> list[Answer]:
         """Return one answer per tail; only the tails that were never asked are sent."""
         turns = [*group.head, *(turn for tail in group.tails for turn in tail)]
         requests = group.requests(self.identity)
-        return await self._ask_all("score", requests, turns, lambda missing: self.model.score(group.part(missing)))
+
+        def send(missing: list[int], heard: Heard) -> Any:
+            return self.model.score(group.part(missing), heard)
+
+        return await self._ask_all("score", requests, turns, send)
 
     @staticmethod
     async def _one(reply: Any) -> list[Reply]:
@@ -170,7 +176,7 @@ class Recorded:
         missing = [i for i, key in enumerate(keys) if key not in answers and key not in waiting and first[key] == i]
         if missing:
             sent = {keys[i]: requests[i] for i in missing}
-            answers |= await self._send(kind, sent, turns, lambda: send(missing))
+            answers |= await self._send(kind, sent, turns, lambda heard: send(missing, heard))
         for key, future in waiting.items():
             answers[key] = await asyncio.shield(future)
         return [answers[key] for key in keys]
@@ -203,15 +209,20 @@ class Recorded:
         loop, keys = asyncio.get_running_loop(), list(asked)
         futures = {key: loop.create_future() for key in keys}
         self._pending |= futures
+        answers: dict[str, Answer] = {}
+
+        def heard(place: int, reply: Reply) -> None:
+            key = keys[place]
+            answers.update(self._keep(kind, {key: asked[key]}, turns, [reply]))
+
         try:
             self._before_call()
-            replies: list[Reply] = await send()
-            answers = self._keep(kind, asked, turns, replies)
+            replies: list[Reply] = await send(heard)
+            rest = {key: reply for key, reply in zip(keys, replies, strict=True) if key not in answers}
+            answers |= self._keep(kind, {key: asked[key] for key in rest}, turns, list(rest.values()))
             await self.store.committed()
         except BaseException as error:
-            for future in futures.values():
-                future.set_exception(error) if isinstance(error, Exception) else future.cancel()
-                future.exception() if isinstance(error, Exception) else None  # nobody else may be waiting
+            await self._fail(futures, answers, error)
             raise
         finally:
             for key in keys:
@@ -219,6 +230,26 @@ class Recorded:
         for key, answer in answers.items():
             futures[key].set_result(answer)
         return answers
+
+    async def _fail(
+        self, futures: dict[str, asyncio.Future[Answer]], heard: dict[str, Answer], error: BaseException
+    ) -> None:
+        """Tell whoever else waits of the failure, or the answer where it came before and is on disk."""
+        told: dict[str, Answer] = {}
+        try:
+            if heard and isinstance(error, (Exception, asyncio.CancelledError)):
+                with suppress(StoreError):
+                    await self.store.committed()  # else somebody might ask again what is only on its way to the disk
+                    told = heard
+        finally:
+            for key, future in futures.items():
+                if key in told:
+                    future.set_result(told[key])
+                elif isinstance(error, Exception):
+                    future.set_exception(error)
+                    future.exception()  # nobody else may be waiting
+                else:
+                    future.cancel()
 
     def _keep(
         self, kind: str, asked: dict[str, bytes], turns: Sequence[Turn], replies: list[Reply]
