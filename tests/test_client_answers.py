@@ -96,6 +96,7 @@ def test_what_a_cut_group_was_answered_is_kept(store: Store) -> None:
         with pytest.raises(asyncio.CancelledError):
             await asked
         assert (server.level.in_flight, server.level.waiting) == (0, 0), "nobody is left who asks for nobody"
+        await store.committed()
         server.trouble = lambda place: None
         assert len(await judge.score(group(n=N))) == N
 
@@ -196,3 +197,26 @@ def test_what_could_not_be_written_is_told_to_nobody(store: Store, monkeypatch: 
         assert all(isinstance(found, StoreError) for found in await asyncio.gather(*asked, return_exceptions=True))
 
     asyncio.run(main())
+
+
+def test_who_is_cancelled_after_the_store_was_closed_does_not_wait_for_it(tmp_path: Path) -> None:
+    """As what is still under way when a run has ended."""
+    store = Store(tmp_path / "closed.sqlite")
+    for_ever = asyncio.Event()
+    server = Server(trouble=lambda place: for_ever.wait() if place == NINTH else None)
+    judge = recorded(store, server)
+
+    async def main() -> bool:
+        asked = asyncio.create_task(judge.score(group(n=N)))
+        while judge.tally.made < N - 1:
+            await asyncio.sleep(0)
+        store.close()
+        asked.cancel()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        ended = asked.done()
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        return ended
+
+    assert asyncio.run(main())

@@ -237,7 +237,7 @@ class Recorded:
         """Tell whoever else waits of the failure, or the answer where it came before and is on disk."""
         told: dict[str, Answer] = {}
         try:
-            if heard and isinstance(error, (Exception, asyncio.CancelledError)):
+            if heard and isinstance(error, Exception):  # who is cancelled waits for nothing: the store may be closed
                 with suppress(StoreError):
                     await self.store.committed()  # else somebody might ask again what is only on its way to the disk
                     told = heard
