@@ -35,6 +35,11 @@ class EngineError(CaiError):
 class RejectedError(EngineError):
     """The server rejected this one request for good (400, 404, 413, 422); other requests may still succeed."""
 
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        """The HTTP status of the refusal; None where there was none."""
+
 
 class GaveUpError(RejectedError):
     """The server put this one request off as often as we asked: too much to do says nothing about the request."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -178,8 +177,7 @@ class Client:
             # road may still take it, but chat renders a prompt of its own.
             if others == [CHAT] and (isinstance(error, GaveUpError) or road in roads.answered):
                 raise
-            status = _status(error, replica.endpoint.url + road)
-            is_missing, is_strange = status in _NOT_OFFERED, status in _NOT_UNDERSTOOD
+            is_missing, is_strange = error.status in _NOT_OFFERED, error.status in _NOT_UNDERSTOOD
         replies = await self._by_first_of(others, prompts, group, replica, heard)
         # Meanwhile it may have answered others: then this group alone was at fault.
         if (is_missing or (is_strange and road not in roads.answered)) and any(reply.logprobs for reply in replies):
@@ -338,12 +336,6 @@ def _are_passed_over(replies: Sequence[Reply]) -> bool:
     """Return whether a server answered as one does that passes over what it does not know."""
     asked = [reply for reply in replies if reply.error != "too_long"]
     return bool(asked) and all(reply.error == "no_probabilities" for reply in asked)
-
-
-def _status(error: RejectedError, where: str) -> int | None:
-    """Return the HTTP status that a refusal names behind the address; None for a refusal of another kind."""
-    found = re.match(r"[45]\d\d\b", str(error).removeprefix(f"{where}: "))
-    return int(found[0]) if found else None
 
 
 def _as_json(prompts: Split, places: Sequence[int]) -> list[orjson.Fragment]:

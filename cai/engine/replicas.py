@@ -58,6 +58,11 @@ class Replica:
         return self.endpoint.level.in_flight + self.endpoint.level.waiting
 
     @property
+    def is_held(self) -> bool:
+        """Whether it has named a time before which it is sent nothing."""
+        return self.endpoint.level.is_held
+
+    @property
     def limit(self) -> int:
         """How many it bears at once, as far as is known."""
         return int(self.endpoint.level.limit)
@@ -93,8 +98,8 @@ class Replicas:
         up = [replica for replica in self.all if replica.endpoint.is_up] or self.all
         ranked = sorted(up, key=lambda r: hashlib.blake2b(f"{start}{r.endpoint.url}".encode()).digest())
         for_each = _UNEVEN * (sum(r.load for r in up) + 1) / sum(r.limit for r in up)
-        free = (r for r in ranked if r.load < min(math.ceil(for_each * r.limit), r.limit))
-        return next(free, None) or min(ranked, key=lambda r: (r.load + 1) / r.limit)
+        free = (r for r in ranked if not r.is_held and r.load < min(math.ceil(for_each * r.limit), r.limit))
+        return next(free, None) or min(ranked, key=lambda r: (r.is_held, (r.load + 1) / r.limit))
 
     async def _get_to_know(self, replica: Replica) -> None:
         """Look at what a replica serves that was away at the start. Raises UserError where the others serve another."""
@@ -106,7 +111,7 @@ class Replicas:
             if not endpoint.is_up and endpoint.elsewhere():
                 raise Elsewhere(f"{endpoint.url}: still away")  # somebody else has looked just now
             if (listed := await _first_model(endpoint)) is None:
-                await endpoint._wait_until_up(endpoint._generation, "away since the start")
+                await endpoint.until_there("away since the start")
                 listed = await _first_model(endpoint)
             if listed is None:
                 raise EngineError(f"{endpoint.url}: /v1/models lists no model; is it an OpenAI-compatible server?")

@@ -216,6 +216,10 @@ class Endpoint:
 
     # -- whether it is there -----------------------------------------------------------------------------------------
 
+    async def until_there(self, trouble: str) -> None:
+        """Wait until the server is there, as a request does. Raises what a request raises."""
+        await self._was_away(self._generation, trouble)
+
     async def _was_away(self, generation: int, trouble: str) -> bool:
         """Return False if the server is there; else wait until it is, reviving it where we can, and return True."""
         since = time.monotonic()

@@ -70,7 +70,7 @@ def read_answer(where: str, status: int, headers: Mapping[str, str], content: by
             pushed_back=status in _PUSH_BACKS,
             overload=status in _TIMEOUTS,
         )
-    raise RejectedError(f"{where}: {status} {said}")
+    raise RejectedError(f"{where}: {status} {said}", status=status)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
