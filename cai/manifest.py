@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import socket
+import struct
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from cai.durable import make_folder, sync_folder
 from cai.errors import StoreError, UserError
 
 SCHEMA = 1
+LOCKS = Path("/proc/locks")
+"""The locks that the system lists, one a line."""
 FREE_FIELDS = (
     "budget",
     "review",
@@ -135,15 +138,45 @@ class RunLock:
 def is_locked(path: Path) -> bool:
     """Return whether a process holds the lock on this file, without touching the lock.
 
-    Where the system keeps no list of locks (/proc/locks), nothing is known and the answer is False.
+    The system's list tells, and the file server, where the file lies on one: of the locks of other machines there is no
+    list. What another container locks may be in neither. Where the system keeps no list, the answer is False.
     """
     try:
-        found = os.stat(path)
-        held = Path("/proc/locks").read_text(encoding="ascii")
+        with open(path, "rb") as file:
+            return _is_listed(file) or _is_locked_elsewhere(file)
     except OSError:
         return False
-    inode = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
-    return any(inode in line.split() and "->" not in line for line in held.splitlines())
+
+
+def _is_listed(file: BinaryIO) -> bool:
+    """Return whether the system lists a lock on this file.
+
+    The list names devices as the mount table does: on btrfs, and in a container, a file's own may be another one.
+    """
+    held = LOCKS.read_text(encoding="ascii")
+    found = os.fstat(file.fileno())
+    devices = {(os.major(found.st_dev), os.minor(found.st_dev)), *_mounted_from(file)}
+    inodes = {f"{major:02x}:{minor:02x}:{found.st_ino}" for major, minor in devices}
+    return any(not inodes.isdisjoint(line.split()) and "->" not in line for line in held.splitlines())
+
+
+def _mounted_from(file: BinaryIO) -> Iterator[tuple[int, int]]:
+    """Yield the device (major, minor) that the mount table names for the mount a file lies in."""
+    about = Path(f"/proc/self/fdinfo/{file.fileno()}").read_text(encoding="ascii").splitlines()
+    mount = next((line.split()[1] for line in about if line.startswith("mnt_id:")), None)
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        number, _, device, *_ = line.split()
+        if number == mount:
+            major, _, minor = device.partition(":")
+            yield int(major), int(minor)
+
+
+def _is_locked_elsewhere(file: BinaryIO) -> bool:
+    """Return whether a byte of this file is locked: so does an NFS server know the locks on whole files (flock(2))."""
+    layout = "hhqqi"  # struct flock: type, whence, start, length, pid
+    asked = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    kind, *_ = struct.unpack(layout, fcntl.fcntl(file, fcntl.F_GETLK, asked))
+    return bool(kind != fcntl.F_UNLCK)
 
 
 class Manifest:

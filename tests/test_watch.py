@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
+from cai import manifest
 from cai.cli import main
 from cai.cli.watch import bars
+from cai.manifest import is_locked
 from cai.train.checkpoint import Folder
 
 
@@ -71,3 +77,67 @@ def test_where_nothing_trains_it_says_so(tmp_path: Path, capsys: pytest.CaptureF
     training(tmp_path, 1)
     assert main(["watch", str(tmp_path), "--phase", "sl"]) == 2
     assert "phase 'sl' has no curve; there are curves of ['rl']" in capsys.readouterr().err
+
+
+@pytest.fixture
+def unlisted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The list of a system that shows no lock."""
+    listed = tmp_path / "locks"
+    listed.write_text("")
+    monkeypatch.setattr(manifest, "LOCKS", listed)
+    return listed
+
+
+def test_a_lock_that_a_file_server_knows_of_is_seen_and_left_alone(tmp_path: Path, unlisted: Path) -> None:
+    """An NFS server takes the lock on a whole file as one on its bytes, which other machines can ask for."""
+    path = tmp_path / "run.lock"
+    held = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print('held'); input()"
+    with subprocess.Popen([sys.executable, "-c", held, str(path)], stdin=PIPE, stdout=PIPE, text=True) as owner:
+        assert owner.stdout and owner.stdout.readline() == "held\n"
+        assert is_locked(path)
+        with open(path, "w") as ours, pytest.raises(BlockingIOError):
+            fcntl.lockf(ours, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        owner.communicate("\n")
+    assert not is_locked(path) and not is_locked(tmp_path / "none.lock")
+
+
+def test_a_lock_is_found_in_the_list_by_the_device_of_its_mount(
+    tmp_path: Path, unlisted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On btrfs the list names a device that is not the file's own."""
+    path = tmp_path / "run.lock"
+    path.write_text("")
+    monkeypatch.setattr(manifest, "_mounted_from", lambda file: [(0, 42)])
+    unlisted.write_text(f"1: FLOCK  ADVISORY  WRITE 77 00:2a:{path.stat().st_ino} 0 EOF\n")
+    assert is_locked(path)
+    unlisted.write_text(f"1: -> FLOCK  ADVISORY  WRITE 77 00:2a:{path.stat().st_ino} 0 EOF\n")
+    assert not is_locked(path), "that one waits for it"
+
+
+def test_the_mount_table_names_the_device_of_an_ordinary_file(tmp_path: Path) -> None:
+    with open(tmp_path / "run.lock", "wb") as file:
+        assert len(list(manifest._mounted_from(file))) == 1
+
+
+@pytest.mark.parametrize(("eta_s", "n_idle"), [(5.0, 10), (100.0, 60)])
+def test_a_training_whose_lock_nobody_sees_is_watched_while_its_curve_grows(
+    eta_s: float, n_idle: int, tmp_path: Path, unlisted: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """And for as long as three of its steps take after it has grown for the last time, ten looks at least."""
+    out, looks, said = training(tmp_path, 3), [], []
+
+    def goes_on(_: float) -> None:
+        looks.append(None)
+        if len(looks) == 8:
+            with (out / "curve.jsonl").open("a") as curve:
+                curve.write(json.dumps({"step": 4, "steps": 9, "loss": 0.1, "eta_s": eta_s}) + "\n")
+
+    monkeypatch.setattr("time.sleep", goes_on)
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    monkeypatch.setattr("rich.live.Live.update", lambda self, view, **_: said.append(str(view.title)))
+    with Folder(out, {}).owned():
+        assert main(["watch", str(tmp_path)]) == 1
+    assert len(looks) == 8 + n_idle
+    assert all(" left" in title for title in said[7:-1])
+    assert "stopped, or out of sight" in said[0] and "stopped, or out of sight" in said[-1]

@@ -15,7 +15,9 @@ _SHOWN = (
 _BARS = "▁▂▃▄▅▆▇█"
 _EVERY_S = 1.0
 _PATIENCE = 10
-"""Looks at a folder that nobody trains into before it counts as left: a training that starts loads its model first."""
+"""Looks at a training that shows no sign of life before it counts as left: one that starts loads its model first."""
+_STEPS = 3
+"""So many of its steps the same patience lasts where they alone can tell: no system lists every lock."""
 
 
 def add(commands: Any) -> None:
@@ -47,15 +49,61 @@ def handle(arguments: argparse.Namespace) -> int:
 
     console = Console()
     if arguments.once or not console.is_terminal:
-        console.print(_view(folder))
+        console.print(_view(folder, working=is_at_work(folder)))
         return 0
-    with Live(_view(folder), console=console, auto_refresh=False) as live:
-        idle = 0
-        while not is_finished(folder) and idle < _PATIENCE:
+    looks = _Looks(folder)
+    with Live(_view(folder, working=looks.working), console=console, auto_refresh=False) as live:
+        while not is_finished(folder) and not looks.is_over:
             time.sleep(_EVERY_S)
-            idle = 0 if is_at_work(folder) else idle + 1
-            live.update(_view(folder), refresh=True)
+            looks.look()
+            live.update(_view(folder, working=looks.working), refresh=True)
     return 0 if is_finished(folder) else 1
+
+
+class _Looks:
+    """What one look after the other tells of a training's life.
+
+    Its lock tells. Where no look has ever seen that, as of another container's, so does a curve that grows.
+    """
+
+    def __init__(self, folder: Any) -> None:
+        self._folder, self._curve = folder, folder / "curve.jsonl"
+        self._size = self._length()
+        self._has_lock = self._has_grown = False
+        self._n_idle = -1
+        self.look()
+
+    def look(self) -> None:
+        """Look once more."""
+        from cai.model.trained import is_at_work
+
+        before, self._size = self._size, self._length()
+        self._is_locked, grows = is_at_work(self._folder), self._size != before
+        self._has_lock |= self._is_locked
+        self._has_grown |= grows
+        self._n_idle = 0 if self._is_locked or (grows and not self._has_lock) else self._n_idle + 1
+
+    @property
+    def working(self) -> bool:
+        """Whether the training is at work, as far as can be told."""
+        return self._is_locked if self._has_lock else self._has_grown and not self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has shown no sign of life for too long."""
+        return self._n_idle >= (_PATIENCE if self._has_lock else max(_PATIENCE, _STEPS * _pace(self._curve)))
+
+    def _length(self) -> int:
+        return int(self._curve.stat().st_size) if self._curve.exists() else 0
+
+
+def _pace(curve: Any) -> float:
+    """Return how many looks a step of the training takes; 0 where its curve does not tell."""
+    from cai.report.collect import read_curve
+
+    last = ([{}] + read_curve(curve))[-1]
+    n_left = last.get("steps", 0) - last.get("step", 0)
+    return last.get("eta_s", 0) / n_left / _EVERY_S if n_left > 0 else 0.0
 
 
 def _folder(run: Any, phase: str | None) -> Any:
@@ -73,12 +121,12 @@ def _folder(run: Any, phase: str | None) -> Any:
     return run / "checkpoints" / (phase or names[-1])
 
 
-def _view(folder: Any) -> Any:
+def _view(folder: Any, *, working: bool) -> Any:
     """Return a table: every quantity's first, lowest, highest and last value, and its course as a line of bars."""
     from rich.table import Table
 
     from cai.cli.terminal import clean
-    from cai.model.trained import is_at_work, is_finished
+    from cai.model.trained import is_finished
     from cai.report.collect import read_curve
     from cai.report.words import seconds
 
@@ -87,10 +135,10 @@ def _view(folder: Any) -> Any:
     last = steps[-1] if steps else {"step": 0, "steps": 0, "eta_s": 0}
     if is_finished(folder):
         state = "ended"
-    elif is_at_work(folder):
+    elif working:
         state = f"about {seconds(last.get('eta_s', 0))} left"
     else:
-        state = "stopped; the command that trains it goes on there"
+        state = "stopped, or out of sight; the command that trains it goes on there"
     table = Table(title=clean(f"{folder.name}: step {last['step']:.0f} of {last.get('steps', 0):.0f}, {state}"))
     for head in ("", "first", "lowest", "highest", "last", "course"):
         table.add_column(head, justify="left" if head in ("", "course") else "right")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.errors import TrainError, UserError
-from cai.manifest import is_locked
+from cai.manifest import LOCKS, is_locked
 from cai.model.folder import content_of
 
 LOCK = ".lock"
@@ -16,7 +16,7 @@ LOCK = ".lock"
 
 def is_at_work(out: Path) -> bool:
     """Return whether a process trains into this folder now; True also where the system does not tell."""
-    return is_locked(out / LOCK) or not Path("/proc/locks").exists()
+    return is_locked(out / LOCK) or not LOCKS.exists()
 
 
 def is_finished(out: Path) -> bool:
