@@ -57,3 +57,8 @@ class Stopped(CaiError):
 
 class TrainError(CaiError):
     """Training cannot continue: a loss that is not finite, data that cannot train, a checkpoint cut short."""
+
+
+def install_extra(name: str) -> str:
+    """Return how to install one of our extras. PyPI's `cai` is another project, so never by that name."""
+    return f"in the checkout of cai: pip install -e '.[{name}]'"

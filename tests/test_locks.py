@@ -12,6 +12,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from cai.errors import install_extra
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -53,6 +55,14 @@ def test_the_base_asks_for_no_torch_and_each_extra_for_its_own() -> None:
     }
     assert names["serve"] == {"vllm"} and names["view"] == {"starlette", "uvicorn"}
     assert {"torch", "trl", "peft", "safetensors"} <= names["train"]
+
+
+def test_what_advises_an_extra_names_one_of_ours_and_no_package_on_pypi() -> None:
+    said = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "cai").rglob("*.py"))
+    advised = set(re.findall(r"install_extra\(['\"](\w+)['\"]\)", said))
+    assert advised and advised <= EXTRAS.keys()
+    assert not re.search(r"pip install ['\"]?cai\b", said), "`cai` on PyPI is another project"
+    assert install_extra("view") == "in the checkout of cai: pip install -e '.[view]'"
 
 
 @pytest.mark.parametrize(("answer", "lock"), [("exit 0", "requirements/gpu.lock"), ("exit 1", "requirements/cpu.lock")])

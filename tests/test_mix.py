@@ -283,5 +283,5 @@ def test_a_filter_without_its_library_says_what_to_install(monkeypatch: pytest.M
     from cai.train import filters
 
     monkeypatch.setitem(sys.modules, "phonenumbers", None)
-    with pytest.raises(UserError, match="pip install 'cai\\[filters\\]', or set pii: keep"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[filters\]', or set pii: keep"):
         filters.personal("call 650 253 0000")

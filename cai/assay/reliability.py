@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from cai import canon
 from cai.assay.labelled import Labelled
+from cai.errors import install_extra
 from cai.evaluate.intervals import estimate, mean
 
 N_BINS = 10
@@ -60,7 +61,7 @@ def measure_points(used: Sequence[tuple[str, float, int]], *, seed: int = 0) -> 
         try:
             told["recalibrated"] = _recalibrated(fitted_on, shown_on, seed)
         except ImportError as error:
-            told["why_not"] = f"no module '{error.name}'; pip install 'cai[audit]'"
+            told["why_not"] = f"no module '{error.name}'; install it {install_extra('audit')}"
     return told
 
 

@@ -40,13 +40,13 @@ def handle(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from cai.cli.terminal import say, say_json
-    from cai.errors import UserError
+    from cai.errors import UserError, install_extra
     from cai.review.desk import reviewer_name
 
     try:
         from cai.view import open_door, serve
     except ModuleNotFoundError as error:
-        raise UserError(f"the viewer needs '{error.name}'; install it: pip install 'cai[view]'") from None
+        raise UserError(f"the viewer needs '{error.name}'; install it {install_extra('view')}") from None
     owner = arguments.owner or getpass.getuser()
     names = [reviewer_name(name) for name in (owner, *arguments.reviewer)]
     if len(set(names)) < len(names):

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cai.errors import UserError
+from cai.errors import UserError, install_extra
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -45,7 +45,7 @@ def _load(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     except ImportError as error:
         raise UserError(
             f"converting '{gguf.name}' needs the library '{error.name}', which is not installed here; "
-            "`pip install 'cai[train]'`, then fetch again"
+            f"install it ({install_extra('train')}), then fetch again"
         ) from None
     # Newer versions may keep the weights in GGUF blocks, which neither trains nor saves; older ones always unpack.
     config = getattr(transformers, "GgufConfig", None)

@@ -13,6 +13,7 @@ from cai.assay.asking import OVERALL, ask, ask_all
 from cai.assay.bench import Row, measure
 from cai.config import RunConfig
 from cai.constitution import Principle
+from cai.errors import install_extra
 from cai.manifest import now, write_atomically
 from cai.pipeline.hearing import Hearing, beside, hearing
 from cai.pipeline.meter import Meter
@@ -82,7 +83,8 @@ def _effects(rows: list[Row]) -> dict[str, Any]:
     try:
         from cai.assay import effects
     except ImportError as error:
-        return {"n": len(rows), "effects": [], "why_not": f"no module '{error.name}'; pip install 'cai[audit]'"}
+        why_not = f"no module '{error.name}'; install it {install_extra('audit')}"
+        return {"n": len(rows), "effects": [], "why_not": why_not}
     return effects.measure(rows)
 
 

@@ -1,7 +1,7 @@
 """What keeps personal data and offensive answers out of training sets.
 
 Telephone numbers are found by `phonenumbers` (Google's libphonenumber), offensive text by `alt-profanity-check` (a
-linear model over words). Both come with `pip install 'cai[filters]'`. The rest are patterns with their checksums, so
+linear model over words). Both come with the `filters` extra. The rest are patterns with their checksums, so
 what is bounded is known: e-mail and IP addresses, payment cards (Luhn), IBANs (mod 97), US social security numbers.
 Names, street addresses and dates of birth are NOT found.
 """
@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from cai.errors import UserError
+from cai.errors import UserError, install_extra
 
 _EMAIL = re.compile(r"[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}")
 _EXAMPLE = re.compile(r"@(?:[\w-]+\.)*(?:example\.(?:com|org|net)|[\w-]+\.(?:example|invalid|test))$", re.I)
@@ -78,6 +78,6 @@ def _library(name: str, key: str) -> Any:
     except ImportError as error:
         off = "pii: keep" if key == "pii" else "toxicity: null"
         raise UserError(
-            f"{key}: needs the library '{name}', which is not installed; pip install 'cai[filters]', or "
+            f"{key}: needs the library '{name}', which is not installed; install it {install_extra('filters')}, or "
             f"set {off} to go without"
         ) from error
