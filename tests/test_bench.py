@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,13 +130,30 @@ def test_rounds_of_another_job_do_not_count(tmp_path: Path) -> None:
         asyncio.run(peers.measure(2, 1, {"designer": Path(sys.executable)}, keep))
 
 
-def test_a_peer_that_fails_is_not_passed_over(tmp_path: Path) -> None:
-    spec = peers.spec("http://127.0.0.1:9", "model", 2)
-    path = tmp_path / "spec.json"
-    path.write_text(json.dumps(spec), encoding="utf-8")
-    script = ROOT / "bench" / "jobs" / "distilabel_job.py"
-    done = subprocess.run([sys.executable, str(script), str(path)], capture_output=True, text=True)
-    assert done.returncode != 0 and "distilabel" in done.stderr
+@pytest.mark.parametrize(
+    ("code", "short", "complaint"),
+    [(0, 0, ""), (1, 0, "(?s)designer failed:.*out of memory"), (0, 1, "designer made 63 of 64 judgments:")],
+)
+def test_a_peer_that_fails_or_judges_too_little_is_not_passed_over(
+    code: int, short: int, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def started(folder: Path, name: str) -> AsyncIterator[SimpleNamespace]:
+        yield SimpleNamespace(url="http://127.0.0.1:9", model_name="model")
+
+    def job(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        asked = json.loads(Path(command[-1]).read_text(encoding="utf-8"))
+        told = {"seconds": 1.0, "judgments": 2 * len(asked["principles"]) * len(asked["rows"]) - short}
+        return subprocess.CompletedProcess(command, code, json.dumps(told), "out of memory" * code)
+
+    monkeypatch.setattr(peers, "started", started)
+    monkeypatch.setattr(subprocess, "run", job)
+    asked = peers._peer(Path(sys.executable), "designer", tmp_path, 2, "same")
+    if complaint:
+        with pytest.raises(SystemExit, match=complaint):
+            asyncio.run(asked)
+    else:
+        assert asyncio.run(asked)["seconds"] == 1.0
 
 
 RESULTS: dict[str, Any] = {
