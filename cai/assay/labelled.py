@@ -3,10 +3,10 @@
     id, prompt, response_a, response_b, label: A | B | tie         pairs with a label
     input, output_1, output_2, label: 1 | 2                        LLMBar
     chosen, rejected (whole transcripts)                           hh-rlhf
-    prompt, chosen, rejected (texts or messages)                   RewardBench, TRL, hh_pairs
+    prompt, chosen, rejected (texts or messages)                   RewardBench, TRL
     chosen, rejected (whole conversations as messages)             TRL without a prompt of its own
 
-The shape is told by the keys. In the last two the better answer always stands first, so which arm it becomes is drawn
+The shape is told by the keys. In the last three the better answer always stands first, so which arm it becomes is drawn
 by hash: a judge that likes arm a must not look right.
 """
 
