@@ -27,10 +27,34 @@ LAUNCHED = {
 
 def take_up() -> None:
     """Have accelerate shard in this process, as its environment says, though it runs on a CPU."""
+    _refuse_whole_moments()
     if os.environ.get("FSDP_VERSION"):
         _take_up_fsdp()
     if os.environ.get("DS_ACCELERATOR"):
         _take_up_deepspeed()
+
+
+def _refuse_whole_moments() -> None:
+    """Have optimizers refuse a whole moment of a parameter in parts: torch would put all of them on the GPU at once."""
+    from torch import Tensor
+    from torch.distributed.tensor import DTensor
+    from torch.optim import Optimizer
+
+    plain = Optimizer.load_state_dict
+
+    def whole(value: Any, parameter: Any) -> bool:
+        if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or isinstance(value, DTensor):
+            return False
+        return value.shape == parameter.shape
+
+    def load_state_dict(self: Any, state_dict: Any) -> None:
+        parameters = dict(enumerate(p for group in self.param_groups for p in group["params"]))
+        for i, kept in state_dict["state"].items():
+            for name, value in kept.items():
+                assert not whole(value, parameters.get(i)), f"'{name}' of parameter {i} is whole, expected its parts"
+        plain(self, state_dict)
+
+    Optimizer.load_state_dict = load_state_dict  # type: ignore[method-assign]
 
 
 def _take_up_fsdp() -> None:

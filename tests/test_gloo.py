@@ -122,7 +122,10 @@ def test_two_processes_give_the_loss_curve_of_one(method: str, tmp_path: Path) -
 def test_a_policy_in_parts_gives_the_loss_curve_of_a_whole_one_and_is_resumed(
     lora: Any, asked: dict[str, str], tmp_path: Path
 ) -> None:
-    """As `accelerate launch` asks for it; one of the two processes is killed on the way."""
+    """As `accelerate launch` asks for it; one of the two processes is killed on the way.
+
+    No process is given a whole moment when it resumes (tests.sharded).
+    """
     from safetensors.torch import load_file
 
     spec = spec_of("ppo", tmp_path)
@@ -134,7 +137,8 @@ def test_a_policy_in_parts_gives_the_loss_curve_of_a_whole_one_and_is_resumed(
         assert first.wait() == -signal.SIGKILL, first.log.read_text()[-3000:]
     assert not (tmp_path / "out-2" / "checkpoint.json").exists()
     with started(path, 2, **asked) as ranks:
-        assert next(ranks[0].steps()) == 4, "the last sealed state is that of step 3"
+        first_step = next(ranks[0].steps(), None)  # the last sealed state is that of step 3
+        assert first_step == 4, ranks[0].log.read_text()[-3000:]
         assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].log.read_text()[-3000:]
     assert [row["loss"] for row in curve(tmp_path / "out-2") if row["step"]] == pytest.approx(one, abs=1e-3)
     said = [json.loads((tmp_path / out / "checkpoint.json").read_text()) for out in ("out-1", "out-2")]

@@ -87,8 +87,14 @@ def state_of(optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, Any]:
 
 
 def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over a state that `state_of` gave."""
-    optimizer.load_state_dict(state)
-    for parameter, kept in optimizer.state.items():
-        moments = {name: value for name, value in kept.items() if value.shape == parameter.shape}
-        kept.update({name: parted(value, parameter) for name, value in moments.items()})
+    """Take over a state that `state_of` gave.
+
+    Its moments are parted first, one at a time: torch puts whatever it is given on the parameter's device, all of it
+    at once, and whole moments need not fit there.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parts = {}
+    for i, kept in state["state"].items():
+        like = parameters[i]
+        parts[i] = {name: parted(value, like) if value.shape == like.shape else value for name, value in kept.items()}
+    optimizer.load_state_dict({**state, "state": parts})
