@@ -218,16 +218,20 @@ def test_a_state_of_another_launch_is_named(tmp_path: Path, monkeypatch: pytest.
         check_resumed(tmp_path / "state" / "checkpoint-3", {"sharding": None})
 
 
-def test_an_adapter_for_a_layer_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_for_a_layer_that_is_not_there_or_takes_none_is_refused(tmp_path: Path) -> None:
     from cai.train.admit import check_targets
 
     def check(*targets: str) -> None:
         check_targets(DpoSection.model_validate({"lora": {"targets": targets}}), str(model))
 
     model = make_model(tmp_path / "model")
-    check("q_proj", "self_attn.v_proj", "lm_head")
+    check("q_proj", "self_attn.v_proj", "lm_head", "embed_tokens")
     with pytest.raises(UserError, match="has no layer 'v_porj'; its linear layers are down_proj, gate_proj, k_proj"):
         check("q_proj", "v_porj")
+    with pytest.raises(UserError, match="'mlp' of .* is a LlamaMLP, which no adapter goes into; its linear layers are"):
+        check("q_proj", "mlp")
+    with pytest.raises(UserError, match="'0.self_attn' of .* is a LlamaAttention, which no adapter goes into"):
+        check("0.self_attn")
     with pytest.raises(UserError, match="has no layer 'proj'"):
         dpo(model, tmp_path, planted_pairs(8), lora={"targets": ["proj"]})
     assert not (tmp_path / "out").exists()

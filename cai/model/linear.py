@@ -19,15 +19,31 @@ def linear_layers(checkpoint: str, revision: str | None = None, *, trust_remote_
 
 
 def check_named(names: Sequence[str], checkpoint: str, *, trust_remote_code: bool = False) -> None:
-    """Raise UserError for names of layers that a model does not have: an adapter would pass over them in silence."""
+    """Raise UserError for names of layers that a model does not have, or that no adapter can go into.
+
+    PEFT would pass over the former in silence, and refuse the latter once everything is loaded.
+    """
     model = _without_weights(checkpoint, None, trust_remote_code)
-    layers = [f".{name}" for name, _ in model.named_modules()]
-    missing = [name for name in names if not any(layer.endswith(f".{name}") for layer in layers)]
-    if missing:
-        raise UserError(
-            f"lora.targets: '{checkpoint}' has no layer '{missing[0]}'; its linear layers are "
-            f"{', '.join(_linear(model))}"
-        )
+    modules = {f".{path}": module for path, module in model.named_modules()}
+    for name in names:
+        meant = [module for path, module in modules.items() if path.endswith(f".{name}")]
+        unfit = next((module for module in meant if not _takes_adapter(module)), None)
+        if unfit is not None:
+            found = f"'{name}' of '{checkpoint}' is a {type(unfit).__name__}, which no adapter goes into"
+        elif not meant:
+            found = f"'{checkpoint}' has no layer '{name}'"
+        else:
+            continue
+        raise UserError(f"lora.targets: {found}; its linear layers are {', '.join(_linear(model))}")
+
+
+def _takes_adapter(module: Any) -> bool:
+    """Return whether PEFT has a low-rank adapter for this kind of layer (`dispatch_default` in peft.tuners.lora)."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return isinstance(module, (nn.Linear, Conv1D, nn.Embedding, nn.MultiheadAttention, *convolutions))
 
 
 def _without_weights(checkpoint: str, revision: str | None, trusted: bool) -> Any:
