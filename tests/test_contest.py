@@ -235,6 +235,70 @@ def test_on_one_gpu_no_two_models_are_served_at_once(folder: Path, monkeypatch: 
     assert standings.measure(RunView(made))["ladder"]["n_prompts"] == N_PROMPTS
 
 
+# -- the policies of a run ---------------------------------------------------------------------------------------------
+
+ASKED = """\
+name: asked
+description: For tests.
+prompts:
+  - {path: FOLDER/asked.jsonl}
+constitution: FOLDER/constitution.yaml
+measure: [wins]
+respond: {max_tokens: 300}
+"""
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with a policy that it trained, judged by grades after worked examples.
+
+    Only the folder of its config leads to these.
+    """
+    made = tmp_path_factory.mktemp("ran")
+    runs.write_inputs(made, n_prompts=4)
+    (made / "shots.txt").write_text("Of two answers the shorter one was better.", encoding="utf-8")
+    tree = runs.config(made, judge={"mode": "score", "few_shot": "shots.txt"})
+    run = Path(runs.run_json(runs.write_config(made, tree))["run"])
+    trained = make_model(run / "checkpoints" / "rl" / "model", seed=4)
+    Manifest(run).save(policies=[{"name": "base"}, {"name": "rl", "checkpoint": str(trained), "identity": "rl"}])
+    rows = [{"prompt": f"How is bread of kind {kind} baked?"} for kind in ("rye", "oat", "wheat", "spelt")]
+    (made / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (made / "asked.yaml").write_text(ASKED.replace("FOLDER", str(made)), encoding="utf-8")
+    return run
+
+
+def judged(run: Path, *words: str | Path, suite: str = "asked.yaml") -> tuple[dict[str, Any], set[str], bool]:
+    """Return what a contest of a run's policies told, the modes it judged in, and whether after worked examples."""
+    asked = ("eval", run, "--suite", run.parents[1] / suite, *words, "--quiet", "--json")
+    told = json.loads(runs.cai(*asked).stdout)
+    with RunView(told["folder"]) as view:
+        modes = {question.mode for question in view.questions.values()} - {"check"}
+        shown = view.connection.execute("SELECT 1 FROM texts WHERE text LIKE '%the shorter one was better%'")
+        return told, modes, shown.fetchone() is not None
+
+
+def test_a_runs_policies_are_judged_as_in_the_run(ran: Path) -> None:
+    told, modes, has_examples = judged(ran)
+    assert [p["name"] for p in told["policies"]] == ["base", "rl"] and Path(told["folder"]).parent == ran.parent
+    assert told["against"][0]["wins"]["settled"]["comparisons"] == 4
+    assert modes == {"score"} and has_examples
+    assert told["suite"]["judge"]["mode"] == "score" and told["judge"] == RunView(ran).manifest["models"]["judge"]
+
+
+def test_what_a_suite_or_a_command_says_of_judging_goes_before_the_run(ran: Path) -> None:
+    assert judged(ran, "judge.mode=logprob")[1:] == ({"logprob"}, False)
+    path = ran.parents[1] / "own.yaml"
+    path.write_text((path.parent / "asked.yaml").read_text() + "judge: {tie_margin: 0.02}\n", encoding="utf-8")
+    assert judged(ran, suite="own.yaml")[1:] == ({"logprob"}, False)
+
+
+def test_a_judge_and_a_place_that_are_named_with_a_run_are_taken(ran: Path, tmp_path: Path) -> None:
+    other = make_model(tmp_path / "other", seed=7)
+    told, modes, has_examples = judged(ran, "--judge", other, "--out", tmp_path / "here")
+    assert Path(told["folder"]).parent == tmp_path / "here"
+    assert told["judge"].startswith("scripted:other#") and modes == {"score"} and has_examples
+
+
 # -- what a policy was trained on --------------------------------------------------------------------------------------
 
 
@@ -270,6 +334,7 @@ def test_prompts_a_policy_was_trained_on_are_left_out(folder: Path) -> None:
         (("--policy", "one", "--suite", "small.yaml", "--scores", "prompts.jsonl"), "prompts.jsonl:1: expected"),
         (("somewhere",), "no manifest.json here"),
         (("somewhere", "limit=3"), "without --suite"),
+        (("somewhere", "--out", "here"), "found out without --suite"),
         (("somewhere", "--trust-remote-code"), "a run keeps the leave of its config"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cai.cli import _parsed
-from cai.config import DpoSection, EngineSection, ModelSection, RewardMix, RewardSection
+from cai.config import DpoSection, EngineSection, JudgeSection, ModelSection, RewardMix, RewardSection
 from cai.engine import command
 from cai.engine.identity import model_identity
 from cai.errors import UserError
@@ -163,6 +163,13 @@ def test_a_contest_gives_leave_by_its_command_says_so_and_keeps_it(theirs: Path,
     words = ["eval", "--policy", str(theirs), "--suite", "everyday", "limit=1", *engine, "--out", str(tmp_path)]
     entries = [door._entry(_parsed(each), [], engine) for each in (words, [*words, "--trust-remote-code"])]
     assert [entry.policies[0].section.trust_remote_code for entry in entries] == [False, True]
+    member = {"model": {"checkpoint": str(theirs), "trust_remote_code": True}}
+    way = JudgeSection.model_validate({"mode": "panel", "panel": {"members": [{}, member]}})
+    judged = suite.load("everyday").model_copy(update={"judge": way})
+    plain = str(make_model(tmp_path / "plain"))
+    other = Contest(contestants.of_names(judged, [plain], None, engine, tmp_path), Meter())
+    other._prepare()
+    assert other.manifest["contest"]["trust_remote_code"] == [str(theirs)], "who sits on a panel is told too"
 
 
 def test_an_adapter_is_merged_by_hand_into_its_own_base_and_with_leave_only(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 from cai.assay import probes
 from cai.engine.model import Reply, Reward
 from cai.evaluate.judging import reliability
+from cai.manifest import Manifest
 from cai.pipeline import judges
 from cai.trail import RunView
 from tests import runs
+from tests.tiny import make_model
 from tests.view_fixture import serving
 
 REWARD = {"checkpoint": "words"}
@@ -238,3 +241,23 @@ def test_policies_contest_under_it(made: Any) -> None:
     engine = ("engine.kind=scripted", "engine.max_model_len=16384")
     told = json.loads(runs.cai("eval", "--suite", suite, *policies, *engine, "--json", "--quiet").stdout)
     assert told["judge"].startswith(NAMES[mode])
+
+
+def test_a_runs_own_policies_contest_under_it(made: Any) -> None:
+    mode, config, _ = made
+    folder = config.parent
+    run = shutil.copytree(folder / "runs" / "run", folder / "trained" / "run")
+    trained = make_model(run / "checkpoints" / "late" / "model")
+    Manifest(run).save(policies=[{"name": "base"}, {"name": "late", "checkpoint": str(trained), "identity": "late"}])
+    rows = [{"prompt": f"How is bread of kind {kind} baked?"} for kind in ("rye", "oat")]
+    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tree = {"name": "t", "description": "For tests.", "prompts": [{"path": str(folder / "asked.jsonl")}],
+            "constitution": str(folder / "constitution.yaml"), "measure": ["wins"]}  # fmt: skip
+    (folder / "of-run.yaml").write_text(json.dumps(tree), encoding="utf-8")
+    asked = ("eval", run, "--suite", folder / "of-run.yaml", "--json", "--quiet")
+    told = json.loads(runs.cai(*asked).stdout)
+    assert told["judge"].startswith(NAMES[mode]) and told["against"][0]["wins"]["settled"]["comparisons"] == 2
+    with RunView(told["folder"]) as contest:
+        assert {question.judge for question in contest.questions.values()} == {told["judge"]}
+    said = runs.cai(*asked, "--judge", trained, check=2 if mode == "reward_model" else 0)
+    assert ("nobody would ask it" in said.stderr) == (mode == "reward_model")

@@ -30,7 +30,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--suite", help="a suite's file, or the name of one that ships")
     parser.add_argument("--judge", metavar="CHECKPOINT", help="the model that judges (default: the run's, or policy 1)")
     parser.add_argument("--scores", metavar="FILE", help="JSONL of answer ids and scores, for best-of-n")
-    parser.add_argument("--out", default="runs", help="the folder in which the contest's own is made (default: runs)")
+    out = "the folder in which the contest's own is made (default: runs; of a RUN, beside it)"
+    parser.add_argument("--out", help=out)
     parser.add_argument("--suites", action="store_true", help="list the suites that ship")
     parser.add_argument(
         "--trust-remote-code",
@@ -64,9 +65,10 @@ def _check(arguments: argparse.Namespace, runs: list[str], overrides: list[str])
         raise UserError("give either a run's folder or at least one --policy; see `cai eval --help`")
     if arguments.policy and arguments.suite is None:
         raise UserError("--policy needs --suite: the prompts to answer; `cai eval --suites` lists those that ship")
-    if runs and arguments.trust_remote_code:
-        raise UserError("--trust-remote-code is for what --policy names; a run keeps the leave of its config")
-    asked = [name for name in ("judge", "scores") if getattr(arguments, name)] + overrides
+    if runs and arguments.trust_remote_code and not arguments.judge:
+        what = "--trust-remote-code is for what --policy and --judge name"
+        raise UserError(f"{what}; a run keeps the leave of its config")
+    asked = [name for name in ("judge", "scores", "out") if getattr(arguments, name)] + overrides
     if arguments.suite is None and asked:
         raise UserError(f"found {', '.join(asked)} without --suite; a run's own evaluation is measured as it was made")
 
@@ -152,6 +154,7 @@ def _entry(arguments: argparse.Namespace, runs: list[str], overrides: list[str])
     suite = suites.load(arguments.suite, overrides=rest)
     if runs:
         with RunView(runs[0]) as run:
-            return contestants.of_run(run, suite, of_engine)
-    named = suite, arguments.policy, arguments.judge, of_engine, Path(arguments.out)
+            named_here = of_engine, arguments.judge, Path(arguments.out) if arguments.out else None
+            return contestants.of_run(run, suite, *named_here, trusted=arguments.trust_remote_code)
+    named = suite, arguments.policy, arguments.judge, of_engine, Path(arguments.out or "runs")
     return contestants.of_names(*named, trusted=arguments.trust_remote_code)

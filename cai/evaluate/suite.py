@@ -50,7 +50,7 @@ class Suite(Section):
     respond: RespondSection = RespondSection()
     """How the policies answer."""
     judge: JudgeSection = JudgeSection()
-    """How comparisons are judged."""
+    """How comparisons are judged. Where this is left out, a run's policies are judged as in the run."""
     seed: Count = 0
     """Decides samples, limits and resamples."""
 

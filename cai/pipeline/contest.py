@@ -107,7 +107,8 @@ class Contest:
         check_domains(suite, read.prompts)
         self.prompts, n_seen = self._unseen(read.prompts)
         config = self._config()
-        trusted = sorted({str(s.checkpoint) for s in (*self._sections(), entry.judge_section) if s.trust_remote_code})
+        trusting = {str(s.checkpoint or s.tokenizer) for s in self._sections() if s.trust_remote_code}
+        trusted = sorted(trusting.union(judges.with_own_code(config)))
         for model in trusted:
             self.meter.note(code.said(model))
         self.manifest, sitting = Manifest(self.folder), judges.identities(config)

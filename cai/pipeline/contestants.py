@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from cai.config import EngineSection, ModelSection, Section
+from cai.config import EngineSection, JudgeSection, ModelSection, Section
 from cai.errors import UserError
 from cai.evaluate.suite import Suite
 from cai.pipeline.contest import Contestant, Entry
@@ -21,14 +21,49 @@ class _Overrides(Section):
     engine: EngineSection = EngineSection()
 
 
-def of_run(run: RunView, suite: Suite, overrides: Sequence[str]) -> Entry:
-    """Return the contest of a run's policies, from the first to the last, served and judged as in the run."""
+def of_run(
+    run: RunView,
+    suite: Suite,
+    overrides: Sequence[str],
+    judge: str | None = None,
+    beside: Path | None = None,
+    *,
+    trusted: bool = False,
+) -> Entry:
+    """Return the contest of a run's policies, from the first to the last, served and judged as in the run.
+
+    What the suite says of judging goes before the run's way, and `judge` before its model (`trusted` is of that one).
+    Without `beside` the contest is made beside the run.
+    """
     policies = [Contestant("base", run.config.models.policy)]
     for policy in (run.manifest.get("policies") or [])[1:]:
         policies.append(Contestant(policy["name"], _trained(run, policy)))
     engine = _engine(overrides, run.config.engine)
-    judge = run.config.models.judge or run.config.models.policy
-    return Entry(suite, tuple(policies), judge, engine, run.folder.resolve().parent, run.folder)
+    judged_by = _section(judge, trusted) if judge else run.config.models.judge or run.config.models.policy
+    if "judge" not in suite.model_fields_set:
+        suite = suite.model_copy(update={"judge": _way_of_judging(run, suite)})
+    _check_seat(judge, suite)
+    beside = beside or run.folder.resolve().parent
+    return Entry(suite, tuple(policies), judged_by, engine, beside, run.folder)
+
+
+def _way_of_judging(run: RunView, suite: Suite) -> JudgeSection:
+    """Return how a run's judge is asked, with its worked examples where the run found them."""
+    few_shot = run.manifest.get("places", {}).get("judge.few_shot", run.config.judge.few_shot)
+    return run.config.judge.model_copy(update={"few_shot": few_shot, "check": suite.judge.check})
+
+
+def _check_seat(judge: str | None, suite: Suite) -> None:
+    """Raise UserError where a judge is named but only others sit: a panel's own models, or a reward model."""
+    way = suite.judge
+    leaves_a_seat = way.mode != "reward_model"
+    if way.mode == "panel":
+        leaves_a_seat = any(member.model is None for member in way.panel.members)
+    if judge and not leaves_a_seat:
+        raise UserError(
+            f"--judge '{judge}': nobody would ask it, since judge.mode is '{way.mode}', which names its own models; "
+            "leave --judge out, or say how it judges, such as judge.mode=logprob"
+        )
 
 
 def of_names(
@@ -44,6 +79,7 @@ def of_names(
 
     `trusted` lets Python code that comes with a checkpoint be run; a run's policy has the leave that its run had.
     """
+    _check_seat(judge, suite)
     judged_by = _section(judge, trusted) if judge else None
     engine = _engine(overrides, EngineSection())
     return Entry(suite, tuple(contestant(text, trusted) for text in policies), judged_by, engine, beside)
