@@ -176,7 +176,7 @@ def test_worked_examples_do_not_decide_where_a_conversation_goes(tmp_path: Path)
 
 async def refused(path: str, payload: dict[str, Any]) -> Any:
     if path != CHAT:
-        raise RejectedError("400: logprob_token_ids: extra fields not permitted")
+        raise RejectedError("400: logprob_token_ids: extra fields not permitted", status=400)
     return await sound(path, payload)
 
 
@@ -210,7 +210,7 @@ def test_a_server_that_knows_no_token_ids_is_asked_by_the_last_road(answer: Any)
 def test_a_request_at_fault_does_not_cost_the_fast_road() -> None:
     async def answer(path: str, payload: dict[str, Any]) -> Any:
         if len(stub.asked) == 2:
-            raise RejectedError("400: this prompt")
+            raise RejectedError("400: this prompt", status=400)
         return await sound(path, payload)
 
     stub = Stub("http://one", answer)

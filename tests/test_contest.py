@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +258,12 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("ran")
     runs.write_inputs(made, n_prompts=4)
     (made / "shots.txt").write_text("Of two answers the shorter one was better.", encoding="utf-8")
-    tree = runs.config(made, judge={"mode": "score", "few_shot": "shots.txt"})
+    shutil.copytree(shipped.find("prompts"), made / "texts")
+    score = made / "texts" / "score.jinja"
+    score.write_text(
+        score.read_text(encoding="utf-8").replace("How good is this", "How fine is this"), encoding="utf-8"
+    )
+    tree = runs.config(made, judge={"mode": "score", "few_shot": "shots.txt"}, templates=str(made / "texts"))
     run = Path(runs.run_json(runs.write_config(made, tree))["run"])
     trained = make_model(run / "checkpoints" / "rl" / "model", seed=4)
     Manifest(run).save(policies=[{"name": "base"}, {"name": "rl", "checkpoint": str(trained), "identity": "rl"}])
@@ -282,6 +288,8 @@ def test_a_runs_policies_are_judged_as_in_the_run(ran: Path) -> None:
     assert [p["name"] for p in told["policies"]] == ["base", "rl"] and Path(told["folder"]).parent == ran.parent
     assert told["against"][0]["wins"]["settled"]["comparisons"] == 4
     assert modes == {"score"} and has_examples
+    with RunView(told["folder"]) as view:
+        assert view.connection.execute("SELECT 1 FROM texts WHERE text LIKE '%How fine is this%'").fetchone()
     assert told["suite"]["judge"]["mode"] == "score" and told["judge"] == RunView(ran).manifest["models"]["judge"]
 
 

@@ -25,7 +25,7 @@ AGAIN = "gave up after 7 attempts, last: 429 busy"
 async def refused(path: str, payload: dict[str, Any]) -> Any:
     """Answer as an older server that refuses fields it does not know."""
     if path != CHAT:
-        raise RejectedError("400 extra fields not permitted")
+        raise RejectedError("400 extra fields not permitted", status=400)
     return await sound(path, payload)
 
 
@@ -145,7 +145,7 @@ def test_overload_on_one_road_is_no_reason_to_leave_it() -> None:
 def test_a_request_that_every_road_refuses_costs_none() -> None:
     async def answer(path: str, payload: dict[str, Any]) -> Any:
         if at_fault:
-            raise RejectedError(f"http://one{path}: 400 this prompt")
+            raise RejectedError(f"http://one{path}: 400 this prompt", status=400)
         return await sound(path, payload)
 
     stub = Stub("http://one", answer)
@@ -166,7 +166,7 @@ def test_a_request_that_every_road_refuses_costs_none() -> None:
 
 def test_what_is_too_long_for_token_ids_never_goes_where_it_would_be_cut() -> None:
     """`/generative_scoring` cuts without a word what the other road refuses."""
-    stub = failing(1, RejectedError(f"http://one{IDS}: 400 too long"), by=(IDS,))
+    stub = failing(1, RejectedError(f"http://one{IDS}: 400 too long", status=400), by=(IDS,))
     asking = client(stub)
 
     async def main() -> list[str]:

@@ -13,7 +13,7 @@ from cai.engine import transport
 from cai.engine.scripted import ScriptedServer
 from cai.engine.scripted.faults import Fault
 from cai.engine.transport import Endpoint
-from cai.errors import EngineError, RejectedError
+from cai.errors import EngineError, GaveUpError
 
 PATH = "/v1/chat/completions"
 CHAT = {"model": "scripted", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 40}
@@ -109,5 +109,5 @@ def test_what_is_pushed_back_when_all_others_are_answered_is_given_up_alone() ->
         return await asyncio.gather(first, *(endpoint.post(PATH, CHAT) for _ in range(9)), return_exceptions=True)
 
     error, *answers = with_server(work, {}, outage_timeout_s=0.3)
-    assert type(error) is RejectedError and "429" in str(error)
+    assert type(error) is GaveUpError and "429" in str(error)
     assert all(isinstance(answer, tuple) for answer in answers)

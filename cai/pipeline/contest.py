@@ -65,6 +65,8 @@ class Entry:
     """The folder in which the contest's own folder is made: beside other runs, whose answers it reuses."""
     near: Path | None = None
     """Where relative paths are also looked for."""
+    templates: Path | None = None
+    """The prompt templates; None looks for `prompts/` as a run does."""
 
     @property
     def judge_section(self) -> ModelSection:
@@ -101,7 +103,7 @@ class Contest:
     def _prepare(self) -> None:
         entry, suite = self.entry, self.suite
         path = shipped.find(suite.constitution, near=entry.near)
-        templates = Templates(shipped.find("prompts", near=entry.near))
+        templates = Templates(entry.templates or shipped.find("prompts", near=entry.near))
         constitution.load(path)
         read = promptset.load(suite.prompts, near=entry.near)
         check_domains(suite, read.prompts)

@@ -44,7 +44,7 @@ def of_run(
         suite = suite.model_copy(update={"judge": _way_of_judging(run, suite)})
     _check_seat(judge, suite)
     beside = beside or run.folder.resolve().parent
-    return Entry(suite, tuple(policies), judged_by, engine, beside, run.folder)
+    return Entry(suite, tuple(policies), judged_by, engine, beside, run.folder, run.folder / "prompts")
 
 
 def _way_of_judging(run: RunView, suite: Suite) -> JudgeSection:
