@@ -95,6 +95,16 @@ class RunView:
         """The resolved configuration with the folder where the run lies now, from wherever it is asked for."""
         return self.config.model_copy(update={"run": self.config.run.model_copy(update={"dir": str(self.folder)})})
 
+    @property
+    def config_to_ask(self) -> RunConfig:
+        """The resolved configuration with worked examples where the run found them, for asking its judge again."""
+        places = self.manifest.get("places", {})
+        found = {
+            name: section.model_copy(update={"few_shot": places.get(f"{name}.few_shot", section.few_shot)})
+            for name, section in (("judge", self.config.judge), ("critique", self.config.critique))
+        }
+        return self.config.model_copy(update=found)
+
     @cached_property
     def constitution(self) -> Constitution:
         """The constitution as the run used it."""

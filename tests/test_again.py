@@ -315,3 +315,15 @@ def test_judgments_beyond_the_context_are_asked_for_again_once_it_is_longer(fold
     assert json.loads(runs.cai("audit", "verify", said["run"], "--json").stdout)["findings"] == []
     nothing = runs.cai("retry", said["run"], "--failed", check=2)
     assert "no judgment is invalid through its server" in nothing.stderr
+
+
+def test_worked_examples_are_found_again_from_anywhere(folder: Path) -> None:
+    """Only the config's own folder leads to them, and nobody who goes on with the run gives the config."""
+    (folder / "shots.txt").write_text("Of two answers the shorter one was better.", encoding="utf-8")
+    said = run(folder, **SHORT, judge={"few_shot": "shots.txt"}, engine__max_model_len=1000)
+    again = runs.cai("retry", said["run"], "engine.max_model_len=16384", "--failed", "--quiet", "--json")
+    assert json.loads(again.stdout)["by_kind"]["made"]["score"] > 8
+    old, new = Path(said["run"]) / "constitution.yaml", folder / "new.yaml"
+    new.write_text(old.read_text(encoding="utf-8").replace("Which answer is kinder?", "Which is kinder?"))
+    found = json.loads(runs.cai("constitution", "impact", old, new, "--run", said["run"], "--json").stdout)
+    assert found["asked"]["made"] > 0

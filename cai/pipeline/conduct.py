@@ -121,8 +121,8 @@ class Conductor:
             templates = Templates(shipped.find(config.templates or "prompts", near=self.near))
         edited_text = constitution.load(text_path)  # every problem is told before the folder is touched
         edited_text.ensure_allowed()
-        few_shot = text_id_of(self._few_shot)
         self.manifest = Manifest(folder)
+        few_shot = text_id_of(self._few_shot)
         if not self._from_folder:
             self.manifest.tree |= {"sources": sources_id(config, self.near), "places": places(config, self.near)}
         changed = settle_config(folder, config.model_dump(mode="json"), accept_changes=self._accept)
@@ -154,7 +154,11 @@ class Conductor:
 
     @cached_property
     def _few_shot(self) -> str:
-        return fewshot.for_judge(self.config.judge.few_shot, near=self.near)
+        return fewshot.for_judge(self._placed("judge.few_shot", self.config.judge.few_shot), near=self.near)
+
+    def _placed(self, key: str, name: str | None) -> str | None:
+        """Return what a name in the config leads to: a run that goes on from its folder knows where it has led."""
+        return self.manifest.tree.get("places", {}).get(key, name) if self._from_folder else name
 
     def _inputs(self) -> dict[str, Any]:
         return {key: self.manifest[key] for key in ("config_id", "constitution", "templates", "models", "sources")}
@@ -274,7 +278,7 @@ class Conductor:
         if not turn.phase.walks:
             self.manifest["phases"].setdefault(turn.name, {"state": "walking"})
             return 0
-        shots = fewshot.for_critic(self.config.critique.few_shot, near=self.near)
+        shots = fewshot.for_critic(self._placed("critique.few_shot", self.config.critique.few_shot), near=self.near)
         walk = Walk(turn.phase, turn.name, self.config, policy, judge, self.bench(judge), shots)
         for principle in walk.bench.principles:
             self.store.put_record(walk.bench.question(principle))

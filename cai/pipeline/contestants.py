@@ -49,8 +49,7 @@ def of_run(
 
 def _way_of_judging(run: RunView, suite: Suite) -> JudgeSection:
     """Return how a run's judge is asked, with its worked examples where the run found them."""
-    few_shot = run.manifest.get("places", {}).get("judge.few_shot", run.config.judge.few_shot)
-    return run.config.judge.model_copy(update={"few_shot": few_shot, "check": suite.judge.check})
+    return run.config_to_ask.judge.model_copy(update={"check": suite.judge.check})
 
 
 def _check_seat(judge: str | None, suite: Suite) -> None:

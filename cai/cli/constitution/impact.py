@@ -72,7 +72,7 @@ def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
         preview = impact.prepare(old, new, run, size=arguments.sample or impact.DEFAULT_SAMPLE)
         if not impact.needs_model(preview):
             return preview, await impact.redo(preview, None, meter)
-        config = overridden(run.config, arguments.overrides)
+        config = overridden(run.config_to_ask, arguments.overrides)
         folder, fence = impact.workbench(run), impact.fence_of(run)
         given = {"near": run.folder, "templates": run.templates, "fence": fence}
         async with hearing(config, folder, meter=meter, siblings=True, **given) as held:

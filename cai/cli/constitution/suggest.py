@@ -102,5 +102,5 @@ def _inputs(arguments: argparse.Namespace) -> tuple[Any, str, Any, dict[str, Any
         return preferences(path), path.name, config, {"near": near}, judge.workbench()
     with RunView(arguments.run) as run:
         options = {"near": run.folder, "templates": run.templates, "fence": impact.fence_of(run), "siblings": True}
-        config = overridden(run.config, arguments.set)
+        config = overridden(run.config_to_ask, arguments.set)
         return list(disagreements(run)), run.folder.name, config, options, impact.workbench(run)
