@@ -84,9 +84,9 @@ class Walking(Conductor):
         await super().walk_all(*arguments, **options)
         self.seconds += time.monotonic() - began
 
-    async def _one(self, prompt: Any, *arguments: Any) -> None:
+    async def _one(self, prompt: Any, *arguments: Any, **further: Any) -> None:
         _PROMPT.set(prompt.id)
-        await super()._one(prompt, *arguments)
+        await super()._one(prompt, *arguments, **further)
 
 
 async def walk(folder: Path, name: str, n_prompts: int) -> float:

@@ -151,7 +151,7 @@ def test_a_server_we_start_counts_its_tokens(server: servers.Server) -> None:
     turns = (Turn("user", "Name a fruit."),)
 
     async def count(client: Client) -> tuple[float | None, float | None, bytes]:
-        (endpoint,) = client._endpoints
+        endpoint = client._replicas.all[0].endpoint
         before = await endpoint._tokens_made()
         await client.generate(Generate(turns, Sampling(max_tokens=4), seed=1))
         return before, await endpoint._tokens_made(), (await endpoint._get("/metrics", 60))[1]
