@@ -9,9 +9,10 @@ from typing import Any
 
 from cai.config import EngineSection
 from cai.engine.client import Client
+from cai.engine.level import Level
 from cai.engine.model import ScoreGroup
 from cai.engine.tokens import ByteTokens
-from cai.engine.transport import Level
+from cai.errors import RejectedError
 from cai.templates import Turn
 
 CHAT, IDS, SHARES = "/v1/chat/completions", "/v1/completions", "/generative_scoring"
@@ -76,3 +77,19 @@ async def sound(path: str, payload: dict[str, Any]) -> dict[str, Any]:
             {"index": i, "text": "A", "logprobs": {"top_logprobs": [table]}} for i in range(len(payload["prompt"]))
         ]
     }
+
+
+async def refused(path: str, payload: dict[str, Any]) -> Any:
+    """Answer as an older server that refuses fields it does not know."""
+    if path != CHAT:
+        raise RejectedError("400 extra fields not permitted", status=400)
+    return await sound(path, payload)
+
+
+async def passed_over(path: str, payload: dict[str, Any]) -> Any:
+    """Answer as an older server that passes over fields it does not know."""
+    found = await sound(path, payload)
+    if path == IDS:
+        for choice in found["choices"]:
+            choice["logprobs"] = {"top_logprobs": [{"A": -0.1, "The": -2.5}]}
+    return found

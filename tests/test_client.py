@@ -15,7 +15,7 @@ from cai.errors import RejectedError
 from cai.records import Message, Prompt
 from cai.stages.respond import opening
 from cai.templates import Turn
-from tests.stub import CHAT, IDS, SHARES, Stub, client, group, sound
+from tests.stub import CHAT, IDS, SHARES, Stub, client, group, passed_over, refused, sound
 
 SAMPLING = Sampling(max_tokens=8)
 
@@ -172,20 +172,6 @@ def test_worked_examples_do_not_decide_where_a_conversation_goes(tmp_path: Path)
 
     servers = asyncio.run(main())
     assert all(len(of_one) == 1 for of_one in servers) and len(set.union(*servers)) == 3
-
-
-async def refused(path: str, payload: dict[str, Any]) -> Any:
-    if path != CHAT:
-        raise RejectedError("400: logprob_token_ids: extra fields not permitted", status=400)
-    return await sound(path, payload)
-
-
-async def passed_over(path: str, payload: dict[str, Any]) -> Any:
-    found = await sound(path, payload)
-    if path == IDS:
-        for choice in found["choices"]:
-            choice["logprobs"] = {"top_logprobs": [{"A": -0.1, "The": -2.5}]}
-    return found
 
 
 def score_in_turn(stub: Stub, n: int, **settings: Any) -> tuple[list[list[Reply]], Client]:

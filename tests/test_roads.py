@@ -17,25 +17,9 @@ from cai.engine.tokens import ByteTokens
 from cai.engine.transport import Endpoint
 from cai.errors import GaveUpError, RejectedError
 from cai.templates import Turn
-from tests.stub import CHAT, IDS, SHARES, Stub, client, group, sound
+from tests.stub import CHAT, IDS, SHARES, Stub, client, group, passed_over, refused, sound
 
 AGAIN = "gave up after 7 attempts, last: 429 busy"
-
-
-async def refused(path: str, payload: dict[str, Any]) -> Any:
-    """Answer as an older server that refuses fields it does not know."""
-    if path != CHAT:
-        raise RejectedError("400 extra fields not permitted", status=400)
-    return await sound(path, payload)
-
-
-async def passed_over(path: str, payload: dict[str, Any]) -> Any:
-    """Answer as an older server that passes over fields it does not know."""
-    found = await sound(path, payload)
-    if path == IDS:
-        for choice in found["choices"]:
-            choice["logprobs"] = {"top_logprobs": [{"A": -0.1, "The": -2.5}]}
-    return found
 
 
 @pytest.mark.parametrize("older", [refused, passed_over])
