@@ -23,7 +23,7 @@ from cai import __version__, canon
 from cai.durable import make_folder, sync_folder
 from cai.errors import StoreError, UserError
 
-SCHEMA = 1
+SCHEMA = 2
 LOCKS = Path("/proc/locks")
 """The locks that the system lists, one a line."""
 FREE_FIELDS = (
