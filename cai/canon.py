@@ -8,7 +8,7 @@ here changes every id ever written, so it never changes: a new scheme gets a new
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -59,10 +59,14 @@ def id_of_parts(parts: Iterable[bytes]) -> str:
     return ID_PREFIX + digest.hexdigest()
 
 
-def id_of_file(path: Path) -> str:
-    """Return the content id of a file's bytes, read piece by piece."""
+def id_of_files(*paths: Path) -> str:
+    """Return the content id of a file's bytes, or of several files' one after the other, read piece by piece."""
+    return id_of_parts(part for path in paths for part in _parts(path))
+
+
+def _parts(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        return id_of_parts(iter(partial(file.read, 1 << 20), b""))
+        yield from iter(partial(file.read, 1 << 20), b"")
 
 
 def id_of_json(tag: str, content: bytes) -> str:

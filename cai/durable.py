@@ -1,10 +1,17 @@
-"""Names that outlive a power cut: a new file's name is on disk only once the folder that holds it is synced too."""
+"""Files that outlive a power cut: content and name are on disk only once the file and the folder that holds it are."""
 
 from __future__ import annotations
 
 import errno
 import os
 from pathlib import Path
+
+
+def sync_file(path: Path) -> int:
+    """Wait until what a file holds is on disk, and return its size in bytes."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
 
 
 def sync_folder(folder: Path) -> None:

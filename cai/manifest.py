@@ -179,12 +179,28 @@ def _is_locked_elsewhere(file: BinaryIO) -> bool:
     return bool(kind != fcntl.F_UNLCK)
 
 
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return what a `manifest.json` holds. Raises StoreError where it cannot be read or has another schema."""
+    try:
+        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(tree, dict):
+            raise ValueError("expected an object")
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be read ({error}); restore it from a copy, or start a new run") from error
+    if tree.get("schema") != SCHEMA:
+        raise StoreError(
+            f"{path}: found schema {tree.get('schema')}, expected {SCHEMA}; open it with the version of cai that wrote "
+            f"it ({tree.get('cai_version', 'unknown')})"
+        )
+    return tree
+
+
 class Manifest:
     """`manifest.json` as a tree that is saved after every change."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "manifest.json"
-        self.tree: dict[str, Any] = self._read() or {
+        self.tree: dict[str, Any] = (read_manifest(self.path) if self.path.exists() else None) or {
             "schema": SCHEMA,
             "cai_version": __version__,
             "created": now(),
@@ -194,20 +210,6 @@ class Manifest:
             "changes": [],
             "done": None,
         }
-
-    def _read(self) -> dict[str, Any] | None:
-        if not self.path.exists():
-            return None
-        try:
-            tree = json.loads(self.path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise StoreError(f"{self.path}: not readable ({error}); restore it from a copy") from error
-        if tree.get("schema") != SCHEMA:
-            raise StoreError(
-                f"{self.path}: found schema {tree.get('schema')}, expected {SCHEMA}; open it with the "
-                "version of cai that wrote it"
-            )
-        return tree
 
     def save(self, **changes: Any) -> None:
         """Set top-level entries and write the file."""

@@ -19,8 +19,8 @@ from cai import canon, constitution
 from cai.config import RunConfig
 from cai.constitution import Constitution
 from cai.engine.model import Reply
-from cai.errors import UserError
-from cai.manifest import kept_config
+from cai.errors import StoreError, UserError
+from cai.manifest import kept_config, read_manifest
 from cai.records import Comparison, Decision, Judgment, Prompt, Question, Response, Revision, kept, parse
 from cai.stages.admit import Accounting, Admission, Arms, Gate
 from cai.stages.judge import Bench, Seat
@@ -48,17 +48,8 @@ class Ended:
     @property
     def standing(self) -> tuple[Decision, ...]:
         """The decisions that count: what people did, and the judgments under the present text, judge and settings."""
-        counted = {id_ for vote in self.settled.votes for id_ in vote.judgment_ids}
+        counted = self.settled.judgment_ids
         return tuple(d for d in self.decisions if not isinstance(d, Judgment) or d.id in counted)
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    """Return a run's manifest. Raises UserError where it cannot be read."""
-    path = folder / "manifest.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); restore it from a copy, or start a new run") from error
 
 
 class RunView:
@@ -66,9 +57,13 @@ class RunView:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if not (self.folder / "manifest.json").exists():
+        path = self.folder / "manifest.json"
+        if not path.exists():
             raise UserError(f"{self.folder}: no manifest.json here; give the folder of a run (see `cai run --help`)")
-        self.manifest: dict[str, Any] = _manifest(self.folder)
+        try:
+            self.manifest: dict[str, Any] = read_manifest(path)
+        except StoreError as error:  # who only reads has named the folder, and can name another
+            raise UserError(str(error)) from error
 
     @cached_property
     def connection(self) -> Any:

@@ -143,6 +143,24 @@ def test_status_of_no_run_is_the_users_mistake(tmp_path: Path) -> None:
     assert "no manifest.json here" in runs.cai("status", tmp_path, check=2).stderr
 
 
+@pytest.mark.parametrize(
+    ("manifest", "expected"),
+    [
+        ("{", "restore it from a copy"),
+        ("[]", "(expected an object); restore it from a copy"),
+        (
+            '{"schema": 1, "cai_version": "0.0.9"}',
+            "found schema 1, expected 2; open it with the version of cai that wrote it (0.0.9)",
+        ),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_is_one_message(manifest: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(manifest, encoding="utf-8")
+    for command in (("status",), ("report",), ("audit", "summary")):
+        said = runs.cai(*command, tmp_path, check=2).stderr
+        assert expected in said and "Traceback" not in said
+
+
 @pytest.mark.parametrize("config", sorted(ROOT.glob("configs/*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_config_plans(config: Path) -> None:
     said = json.loads(runs.cai("plan", config, "--json", cwd=ROOT).stdout)

@@ -157,5 +157,5 @@ def test_rows_of_a_training_come_one_by_one(tmp_path: Path, monkeypatch: pytest.
     assert n_rows > 5 and len(taken) > 20
     path = tmp_path / "rows.jsonl"
     assert pairs.write_jsonl(path, pairs.phase_rows(run, "walk", method)) == n_rows
-    assert canon.id_of_file(path) == pairs.rows_id(pairs.phase_rows(run, "walk", method))
-    assert canon.id_of_file(path) == canon.id_of_bytes(path.read_bytes())
+    assert canon.id_of_files(path) == pairs.rows_id(pairs.phase_rows(run, "walk", method))
+    assert canon.id_of_files(path) == canon.id_of_bytes(path.read_bytes())

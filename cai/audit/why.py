@@ -81,6 +81,7 @@ def of_pair(run: RunView, comparison_id: str, decision: str | None = None) -> di
     """Return the trail of one comparison; `decision` marks the decision that was asked about."""
     end = _ended(run, comparison_id)
     arms = {name: _arm(run, record) for name, record in zip("ab", end.arms, strict=True)}
+    counted = end.settled.judgment_ids
     texts = {q.text_id: p.id for p in run.constitution.principles for q in [run.bench.question(p)]}
     return {
         "kind": "pair",
@@ -92,9 +93,7 @@ def of_pair(run: RunView, comparison_id: str, decision: str | None = None) -> di
         "prompt": _prompt(end.prompt),
         "arms": arms,
         "decisions": [
-            _judgment(run, d, texts)
-            | {"counts": d in end.standing}
-            | ({"asked_about": True} if d.id == decision else {})
+            _judgment(run, d, texts) | {"counts": d.id in counted} | ({"asked_about": True} if d.id == decision else {})
             for d in end.decisions
             if isinstance(d, Judgment)
         ],

@@ -303,25 +303,24 @@ class Conductor:
 
     async def _one(self, prompt: Prompt, name: str, walk: Any, inputs_id: str, stage: Stage, *, anew: bool) -> None:
         """Walk one prompt and keep what comes of it; `anew` where a walk with other inputs was kept before."""
+        walked = Walked(prompt)  # what is refused has written nothing
+        refusal: str | None = None
         try:
-            walked: Walked = await walk(prompt)
+            walked = await walk(prompt)
         except RejectedError as error:
+            refusal = str(error)
+        # In one transaction with what it takes the place of: a stop in between would leave a prompt with parts of two
+        # walks, or with a walk that is done and has no records.
+        with self.store.together():
+            if anew:
+                self.store.supersede(name, prompt.id)
+            for record in walked.written:
+                self.store.put_record(record, prompt_id=prompt.id, phase=name)
+            self.store.put_decisions(walked.judgments)
+            self.store.put_walk(name, prompt.id, inputs_id, "done" if refusal is None else "failed", refusal)
+        if refusal is not None:
             stage.failed += 1
-            with self.store.together():
-                if anew:
-                    self.store.supersede(name, prompt.id)
-                self.store.put_walk(name, prompt.id, inputs_id, "failed", str(error))
-            self._check_failures(stage, str(error))
-        else:
-            # In one transaction with what it takes the place of: a stop in between would leave a prompt with parts of
-            # two walks, or with a walk that is done and has no records.
-            with self.store.together():
-                if anew:
-                    self.store.supersede(name, prompt.id)
-                for record in walked.written:
-                    self.store.put_record(record, prompt_id=prompt.id, phase=name)
-                self.store.put_decisions(walked.judgments)
-                self.store.put_walk(name, prompt.id, inputs_id, "done")
+            self._check_failures(stage, refusal)
         self.store.put_meta(_SESSION, json.dumps(self._session()))
         await self.store.committed()
 
@@ -349,7 +348,7 @@ class Conductor:
             further = await rewarding.further(self, turn, judge)
             done = await training.train(self.config, folder, turn.name, method, rows, base, self.meter, n_rows, further)
             await self._make_room()  # a judge that slept beside the training is started afresh when it is asked
-        elif done["rows_id"] != canon.id_of_file(rows):
+        elif done["rows_id"] != canon.id_of_files(rows):
             stale.append(str(out))
             self.meter.note(f"{out} is stale: its rows have changed since; `cai train {folder}` trains anew")
         self.manifest["phases"][turn.name] |= {"state": "trained", "train": done}

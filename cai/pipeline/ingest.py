@@ -173,7 +173,7 @@ def sources_id(config: RunConfig, near: Path | None) -> dict[str, str]:
     for name in named:
         path = shipped.find(name, near=near)
         if path.is_file():
-            found[name] = canon.id_of_file(path)
+            found[name] = canon.id_of_files(path)
     return found
 
 

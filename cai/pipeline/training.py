@@ -69,7 +69,7 @@ async def train(
         "device": config.train.device,
         "dtype": config.train.dtype,
         "track": list(config.train.track),
-        "manifest": {"phase": phase, "rows_id": canon.id_of_file(rows), "n_rows": n_rows},
+        "manifest": {"phase": phase, "rows_id": canon.id_of_files(rows), "n_rows": n_rows},
     } | (further or {})
     spec_path = out.parent / f"{phase}.spec.json"
     write_atomically(spec_path, json.dumps(spec, indent=1))

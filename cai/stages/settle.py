@@ -59,6 +59,11 @@ class Settled:
     label_source: LabelSource
     override_id: str | None
 
+    @property
+    def judgment_ids(self) -> frozenset[str]:
+        """The judgments that any vote rests on; the others were made under another text, judge or setting."""
+        return frozenset(id_ for vote in self.votes for id_ in vote.judgment_ids)
+
 
 def settle(
     comparison_id: str,

@@ -27,6 +27,7 @@ from unittest import mock
 import torch
 
 from cai import __version__, canon
+from cai.durable import sync_file
 from cai.errors import UserError
 from cai.manifest import write_atomically
 from cai.model.folder import content_of
@@ -100,7 +101,7 @@ class Folder:
         """Push a state to the disk, mark it as whole, and only then let go of the earlier ones."""
         (state / TRAINING_ARGS).unlink(missing_ok=True)
         files = sorted(path for path in state.rglob("*") if path.is_file())
-        sizes = {str(path.relative_to(state)): _fsync(path) for path in files}
+        sizes = {str(path.relative_to(state)): sync_file(path) for path in files}
         write_atomically(state / SEAL, canon.dumps(sizes))
         for other in self.state.glob("checkpoint-*"):
             if other != state:
@@ -110,7 +111,7 @@ class Folder:
         """Publish the weights in `part` as OUT/`kind`, then the manifest; return the manifest as written."""
         for stray in (TRAINING_ARGS, "README.md"):
             (part / stray).unlink(missing_ok=True)
-        files = {f"{kind}/{p.name}": _fsync(p) for p in sorted(part.iterdir()) if p.is_file()}
+        files = {f"{kind}/{p.name}": sync_file(p) for p in sorted(part.iterdir()) if p.is_file()}
         target = self.out / kind
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
@@ -156,12 +157,6 @@ def _is_sealed(state: Path) -> bool:
 
 def _step_of(state: Path) -> int:
     return int(state.name.rpartition("-")[2])
-
-
-def _fsync(path: Path) -> int:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return path.stat().st_size
 
 
 def _version(name: str) -> str | None:

@@ -171,8 +171,7 @@ def _measured(rows: Sequence[PairRow], renderer: Renderer, max_length: int, file
 
 def _id_of(rows: Path) -> str:
     """Return the content id of a file of rows, or of the files of a saved dataset."""
-    files = sorted(rows.rglob("*.arrow")) if rows.is_dir() else [rows]
-    return canon.id_of_bytes(b"".join(file.read_bytes() for file in files))
+    return canon.id_of_files(*sorted(rows.rglob("*.arrow")) if rows.is_dir() else [rows])
 
 
 def _save_weights(job: Job, trainer: Any) -> Path:

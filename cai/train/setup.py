@@ -150,13 +150,13 @@ def opened(
                 "base_id": content_of(path),
                 "trust_remote_code": trust_remote_code,
                 "settings": settings.model_dump(mode="json"),
-                "rows_id": canon.id_of_bytes(Path(rows_path).read_bytes()),
+                "rows_id": canon.id_of_files(Path(rows_path)),
                 "rewards": {source.name: getattr(source, "id", None) for source, _ in sources},
                 "referees": {source.name: getattr(source, "id", None) for source in referees},
                 "seed": seed,
             }
             if seen:
-                folder.fingerprint["held_out_id"] = canon.id_of_bytes(Path(spec["held_out"]).read_bytes())
+                folder.fingerprint["held_out_id"] = canon.id_of_files(Path(spec["held_out"]))
             if done := folder.finished():
                 yield TrainResult(folder.out / done["kind"], done, reused=True)
                 return

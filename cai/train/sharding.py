@@ -19,6 +19,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from cai.durable import sync_file, sync_folder
+
 
 def shard(model: nn.Module, layers: set[str], device: str, *, in_bf16: bool) -> None:
     """Leave every process its part of the weights, by layers of these class names; what is left over is one part more.
@@ -71,7 +73,9 @@ def keep(weights: Mapping[str, torch.Tensor], path: Path, *, is_main: bool) -> N
     if is_main:
         part = path.with_suffix(".part")
         save_file(found, part)
+        sync_file(part)
         part.rename(path)
+        sync_folder(path.parent)
 
 
 def parted(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
