@@ -1,12 +1,12 @@
 """Judging 16 principles in both orders on a real server, by every road, against principle-first chat completions.
 
-    python -m bench.judge [--json] [--pairs 2] [--rounds 2] [--max-tokens 256]
+    python -m bench.judge [--json] [--pairs 2] [--rounds 2] [--max-tokens 256] [--turns 1]
 
 Every arm judges the same pairs, but behind fences of its own: so none finds a pair in the server's cache, and every arm
 what it would find there in a long run, the beginning that all its prompts (of a principle) share. The pairs are answers
-of the same model to shipped prompts, by default as long as a run lets them be. How much there is to gain depends on
-their length, so the tokens of a judgment are told too. The last part puts one pair through every road and compares the
-probabilities.
+of the same model to shipped prompts, by default as long as a run lets them be; with `--turns` each to the last question
+of a conversation of so many. How much there is to gain depends on their length, so the tokens of a judgment are told
+too. The last part puts one pair through every road and compares the probabilities.
 """
 
 from __future__ import annotations
@@ -54,16 +54,22 @@ def _bench(folder: Path, key: str = "bench") -> Bench:
     return Bench(principles, Templates(shipped.find("prompts")), JudgeSection(), Fence(key.encode()), "judge", 0)
 
 
-async def write_pairs(client: Client, n: int, max_tokens: int) -> list[Pair]:
-    """Return `n` pairs of answers by the served model."""
+async def write_pairs(client: Client, n: int, max_tokens: int, n_turns: int = 1) -> list[Pair]:
+    """Return `n` pairs of answers by the served model, each to the last question of a conversation of `n_turns`."""
     sampling = Sampling(max_tokens=max_tokens, temperature=0.8, min_p=0.1)
 
-    async def pair(row: dict[str, str]) -> Pair:
-        turns = (Turn("user", row["prompt"]),)
-        a, b = await asyncio.gather(*(client.generate(Generate(turns, sampling, seed)) for seed in (1, 2)))
-        return Pair(Prompt(messages=(Message(role="user", content=row["prompt"]),)), a.text or "", b.text or "")
+    async def answer(turns: Sequence[Turn], seed: int) -> str:
+        return (await client.generate(Generate(tuple(turns), sampling, seed))).text or ""
 
-    return list(await asyncio.gather(*(pair(row) for row in itertools.islice(workload.prompts(), n))))
+    async def pair(questions: Sequence[str]) -> Pair:
+        turns = [Turn("user", questions[0])]
+        for question in questions[1:]:
+            turns += [Turn("assistant", await answer(turns, 0)), Turn("user", question)]
+        a, b = await asyncio.gather(*(answer(turns, seed) for seed in (1, 2)))
+        return Pair(Prompt(messages=tuple(Message(role=turn.role, content=turn.text) for turn in turns)), a, b)
+
+    asked = [row["prompt"] for row in itertools.islice(workload.prompts(), n * n_turns)]
+    return list(await asyncio.gather(*(pair(asked[i::n]) for i in range(n))))
 
 
 def groups(pair: Pair, bench: Bench, *, mass: bool = True) -> list[ScoreGroup]:
@@ -143,13 +149,13 @@ def _known(prompts: Sequence[Sequence[int]]) -> int:
     return n // _BLOCK * _BLOCK
 
 
-async def measure(n_pairs: int, rounds: int, max_tokens: int) -> dict[str, Any]:
+async def measure(n_pairs: int, rounds: int, max_tokens: int, n_turns: int = 1) -> dict[str, Any]:
     """Return every arm's judgments per second, and how far the roads' probabilities differ."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         bench = _bench(Path(name))
         async with started(Path(name)) as server:
             async with client_of(server) as client:
-                pairs = await write_pairs(client, n_pairs, max_tokens)
+                pairs = await write_pairs(client, n_pairs, max_tokens, n_turns)
             n_asked = n_pairs * len(ORDERS) * len(bench.principles)
             rates: dict[str, list[float]] = {arm: [] for arm in ARMS}
             for i in range(rounds):
@@ -168,6 +174,7 @@ async def measure(n_pairs: int, rounds: int, max_tokens: int) -> dict[str, Any]:
         **machine(),
         "pairs": n_pairs,
         "max_tokens": max_tokens,
+        "turns": n_turns,
         "tokens": lengths(pairs, bench),
         "per_s": rates,
         "times": ratios,
@@ -216,9 +223,10 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=2, help="pairs that every arm judges in a round")
     parser.add_argument("--rounds", type=int, default=2, help="rounds; the median counts")
     parser.add_argument("--max-tokens", type=int, default=256, help="longest answer; the default is a run's")
+    parser.add_argument("--turns", type=int, default=1, help="questions of each conversation")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
-    found = asyncio.run(measure(arguments.pairs, arguments.rounds, arguments.max_tokens))
+    found = asyncio.run(measure(arguments.pairs, arguments.rounds, arguments.max_tokens, arguments.turns))
     return show(found, rows(found), as_json=arguments.json)
 
 
