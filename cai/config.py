@@ -657,7 +657,7 @@ class TrainSection(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where training runs; `auto` takes a GPU if there is one."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Precision of the weights in training; `auto` is bfloat16 on GPU, and on CPU what this machine does fastest."""
+    """Precision of the weights in training; `auto` is bfloat16 on GPU, and on a CPU that is clearly faster with it."""
 
 
 class EvaluateSection(Section):

@@ -195,21 +195,26 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return tree
 
 
+def _unwritten() -> dict[str, Any]:
+    """Return the manifest of a run that has not begun."""
+    return {
+        "schema": SCHEMA,
+        "cai_version": __version__,
+        "created": now(),
+        "policies": [],
+        "phases": {},
+        "sessions": [],
+        "changes": [],
+        "done": None,
+    }
+
+
 class Manifest:
     """`manifest.json` as a tree that is saved after every change."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "manifest.json"
-        self.tree: dict[str, Any] = (read_manifest(self.path) if self.path.exists() else None) or {
-            "schema": SCHEMA,
-            "cai_version": __version__,
-            "created": now(),
-            "policies": [],
-            "phases": {},
-            "sessions": [],
-            "changes": [],
-            "done": None,
-        }
+        self.tree: dict[str, Any] = read_manifest(self.path) if self.path.exists() else _unwritten()
 
     def save(self, **changes: Any) -> None:
         """Set top-level entries and write the file."""

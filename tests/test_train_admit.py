@@ -272,6 +272,18 @@ def test_held_out_pairs_that_do_not_fit_are_told_before_the_training(tmp_path: P
     assert not (tmp_path / "rm" / "state").exists()
 
 
+@pytest.mark.parametrize(("times", "expected"), [(0.7, "float32"), (1.3, "float32"), (4.0, "bfloat16")])
+def test_bfloat16_is_for_a_cpu_that_is_clearly_faster_with_it(
+    times: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from cai.train import job
+
+    monkeypatch.setattr(job, "_product_s", lambda dtype: times if dtype is torch.float32 else 1.0)
+    assert job.pick_dtype("auto", "cpu") == expected and job.pick_dtype("bfloat16", "cpu") == "bfloat16"
+
+
 def test_flash_attention_is_taken_where_it_is_there_and_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
