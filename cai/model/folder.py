@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cai import canon
+from cai.durable import sync_file, sync_folder
 
 MANIFEST = "cai-model.json"
 _CHUNK_BYTES = 1 << 20
@@ -103,8 +103,10 @@ def _seal(folder: Path, source: dict[str, Any]) -> None:
     manifest = folder / MANIFEST
     text = json.dumps({"schema": 1, "source": source, "files": files}, indent=2, ensure_ascii=False)
     manifest.write_text(text + "\n", encoding="utf-8")
-    for path in [*paths, manifest, *{path.parent for path in paths}, folder]:
-        _sync(path)
+    for path in (*paths, manifest):
+        sync_file(path)
+    for path in {folder, *(path.parent for path in paths)}:
+        sync_folder(path)
 
 
 def _replace(part: Path, target: Path) -> None:
@@ -112,14 +114,6 @@ def _replace(part: Path, target: Path) -> None:
     if target.exists():
         target.rename(Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent)) / "old")
     part.rename(target)
-    _sync(target.parent)
+    sync_folder(target.parent)
     for old in target.parent.glob(f".{target.name}.part-*"):
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -171,7 +171,8 @@ def _measured(rows: Sequence[PairRow], renderer: Renderer, max_length: int, file
 
 def _id_of(rows: Path) -> str:
     """Return the content id of a file of rows, or of the files of a saved dataset."""
-    return canon.id_of_files(*sorted(rows.rglob("*.arrow")) if rows.is_dir() else [rows])
+    files = sorted(rows.rglob("*.arrow")) if rows.is_dir() else [rows]
+    return canon.id_of_files(*files)
 
 
 def _save_weights(job: Job, trainer: Any) -> Path:

@@ -192,10 +192,11 @@ def _decision(run: Run, judgment: Judgment, names: tuple[str, str]) -> dict[str,
 
 def _left_out(view: RunView, settled: Settled, judgments: list[Judgment]) -> list[dict[str, str]]:
     """Return the decisions that no longer count, such as those of an earlier wording."""
+    counted = settled.judgment_ids
     return [
         {"id": j.id, "principle": view.questions[j.question_id].principle_id, "verdict": j.verdict, "order": j.order}
         for j in judgments
-        if j.id not in settled.judgment_ids and j.question_id in view.questions
+        if j.id not in counted and j.question_id in view.questions
     ]
 
 
